@@ -162,8 +162,9 @@ def _parse_split(series: pd.Series, path: str | Path | None) -> pd.Series:
 
 def _parse_frame(series: pd.Series, path: str | Path | None) -> pd.Series:
     text = text_column(series)
-    numbers = pd.to_numeric(text.where(~text.str.lower().isin(_BLANKS), None), errors="coerce").astype(float)
-    wrong = np.flatnonzero((numbers.isna() & ~text.str.lower().isin(_BLANKS)) | (numbers < 0) | (numbers % 1 > 0))
+    blank = text.str.lower().isin(_BLANKS)
+    numbers = pd.to_numeric(text.mask(blank), errors="coerce").astype(float)
+    wrong = np.flatnonzero((numbers.isna() & ~blank) | (numbers < 0) | (numbers % 1 > 0))
     if len(wrong):
         problem = f"{text.iloc[wrong[0]]!r} is not a frame number"
         raise complain(problem, wrong, path=path, column="frame", remedy="Count frames from 0, or leave it blank")

@@ -62,7 +62,7 @@ def deal(has: np.ndarray, fractions: Sequence[float], rng: np.random.Generator) 
             wants[has[patient], chosen] -= 1
             left -= has[patient]
     for patient in order[part[order] < 0]:
-        chosen = int(np.argmax(room))
+        chosen = np.argmax(room)
         part[patient] = chosen
         room[chosen] -= 1
     return part
