@@ -179,7 +179,7 @@ def _parse_mask_kind(frame: pd.DataFrame, path: str | Path | None) -> pd.Series:
     if "mask_kind" not in frame:
         return pd.Series(guess, index=frame.index)
     kind = text_column(frame["mask_kind"]).str.lower().replace({"empty": "none(empty)", "unknown": "none(unknown)"})
-    kind = kind.where(kind != "", pd.Series(guess, index=frame.index))
+    kind = pd.Series(np.where(kind == "", guess, kind), index=frame.index)
     wrong = np.flatnonzero(~kind.isin(MASK_KINDS))
     if len(wrong):
         problem = f"unknown mask kind {kind.iloc[wrong[0]]!r}"

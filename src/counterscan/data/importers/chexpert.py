@@ -16,8 +16,8 @@ _PLACE = r"(?P<image>(?P<split>train|valid|test)/(?P<patient>patient\d+)/.+)$"
 def import_chexpert(root: str | Path, *, frontal_only: bool = True, missing: Missing = "error") -> StudyTable:
     """CheXpert's own labels, untouched: 1, 0, -1 uncertain, blank unmentioned.
 
-    The published ``valid`` folder becomes the split "val". "No Finding" is carried along and makes the blanks of its row
-    0, which is what it says.
+    The published ``valid`` folder becomes the split "val". "No Finding" is carried along and makes the blanks of its
+    row 0, which is what it says.
 
     Args:
         root: folder with train.csv.
@@ -34,9 +34,8 @@ def import_chexpert(root: str | Path, *, frontal_only: bool = True, missing: Mis
     """
     train = locate(root, "train.csv", what="CheXpert")
     base = train.parent
-    parts = [
-        read_csv(base / name, ("Path",)) for name in ("train.csv", "valid.csv", "test.csv") if _is_file(base / name)
-    ]
+    files = [base / name for name in ("train.csv", "valid.csv", "test.csv")]
+    parts = [read_csv(path, ("Path",)) for path in files if path.is_file()]
     rows = pd.concat(parts, ignore_index=True).fillna("")
     place = rows["Path"].str.extract(_PLACE)
     rows = rows[place["image"].notna()].join(place.dropna())
@@ -50,7 +49,3 @@ def import_chexpert(root: str | Path, *, frontal_only: bool = True, missing: Mis
         sex=rows.get("Sex", ""), age=rows.get("Age", ""), view=view.where(view != "", "lateral")
     )
     return make_table(keep_existing(out.reset_index(drop=True), base, missing, "CheXpert"), base, ())
-
-
-def _is_file(path: Path) -> bool:
-    return path.is_file()

@@ -74,8 +74,8 @@ def import_covid_radiography(root: str | Path, *, seed: int = 0) -> StudyTable:
     """COVID-19 Radiography Database: COVID, Lung_Opacity, Normal, Viral Pneumonia.
 
     The published masks are *lungs*, so that they go to ``lung_mask`` and no image but the normal ones has lesion truth.
-    A class says nothing about the others, except that Lung_Opacity and Viral Pneumonia are not COVID-19. No patients and
-    no splits are published: each image is its own patient, and splits are made 70 : 10 : 20.
+    A class says nothing about the others, except that Lung_Opacity and Viral Pneumonia are not COVID-19. No patients
+    and no splits are published: each image is its own patient, and splits are made 70 : 10 : 20.
 
     Args:
         root: the folder that was unpacked.

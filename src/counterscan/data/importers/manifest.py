@@ -1,4 +1,4 @@
-"""Small packed sets: a folder with images/, masks/ and manifest.csv (image, group, label, mask, mask_kind, boxes...)."""
+"""Small packed sets: a folder with images/, masks/ and manifest.csv (image, group, label, mask, boxes, ...)."""
 
 from __future__ import annotations
 

@@ -19,8 +19,9 @@ def import_tbx11k(root: str | Path) -> StudyTable:
 
     Folder ``health`` is 0 for everything; ``sick`` is ill without tuberculosis (only "Abnormal" is 1); ``tb`` is
     "Tuberculosis", whose boxes tell active from latent (the annotation's "Obsolete"). Where activity could not be told,
-    or no box was drawn, active and latent are -1. ``mask_kind`` speaks of tuberculosis: none(empty) for health and sick.
-    The test images have no published labels and are left out. The set names no patients, so that each image is its own.
+    or no box was drawn, active and latent are -1. ``mask_kind`` speaks of tuberculosis: none(empty) for health and
+    sick.
+    The test images have no published labels and are left out. The set names no patients: each image is its own.
 
     Args:
         root: folder with imgs/ and annotations/.
