@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from counterscan.errors import InputError
-from counterscan.training import Interrupted, Task, read_metrics
+from counterscan.training import Interrupted, Task, read_metrics, train
 from counterscan.training.checkpoint import read_checkpoint
 from tests.training.toy import Source, ToyGAN, toy_config, toy_run
 
@@ -115,8 +115,6 @@ def test_changed_settings_are_named(uninterrupted: Path) -> None:
     with pytest.raises(InputError, match=r"training\.batch_size.*started with 6, now it is 8"):
         toy_run(str(uninterrupted), batch_size=8)
     with pytest.raises(InputError, match=r"system\.pause"):
-        from counterscan.training import train
-
         train(ToyGAN(), Source(), toy_config(), uninterrupted, settings={"pause": 1})
 
 
@@ -135,8 +133,6 @@ def test_another_task_does_not_load(uninterrupted: Path) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.modules["critic"] = torch.nn.Linear(3, 1)
-
-    from counterscan.training import train
 
     with pytest.raises(InputError, match="critic: weights do not fit"):
         train(Other(), Source(), toy_config(), uninterrupted, settings={"pause": 0})

@@ -71,6 +71,8 @@ class RunLog:
 
     def add(self, metrics: Mapping[str, Tensor | float]) -> None:
         """Take in one step's scalars; nothing waits for the GPU here."""
+        if not self.config.log_every:
+            return
         for name, value in metrics.items():
             self._values.setdefault(name, []).append(value.detach() if isinstance(value, Tensor) else float(value))
 
@@ -95,7 +97,7 @@ class RunLog:
         if not self.world.main:
             return
         self._latest |= values
-        line = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
+        line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()} | {"step": step}
         try:
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as handle:
                 handle.write(json.dumps(line) + "\n")

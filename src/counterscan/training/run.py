@@ -107,7 +107,8 @@ class Run:
         """Validate, log, and keep the weights if they are the best so far."""
         with self._evaluating(stream=1):
             self.metrics = {name: float(value) for name, value in self.task.validate(self.ctx).items()}
-        self.log.record(done, {f"validation/{name}": value for name, value in self.metrics.items()})
+        if self.metrics:
+            self.log.record(done, {f"validation/{name}": value for name, value in self.metrics.items()})
         score, value = self._score()
         if score is not None and math.isfinite(score) and (self.best["score"] is None or score > self.best["score"]):
             self.best = {"step": done, "score": score, "value": value}
