@@ -1,0 +1,133 @@
+"""Rendering: from (config, seed, index) to a film, its healthy twin, masks, labels and report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from counterscan.data.phantom.anatomy import Body, sample_body
+from counterscan.data.phantom.cases import Case, sample_cases
+from counterscan.data.phantom.config import PhantomConfig
+from counterscan.data.phantom.detector import display, expose, metered, quanta
+from counterscan.data.phantom.effects import change_of
+from counterscan.data.phantom.marks import stamp_marks
+from counterscan.data.phantom.projection import Array
+from counterscan.data.phantom.prose import write_report
+from counterscan.data.phantom.thorax import Change, Thorax
+from counterscan.data.phantom.view import Acquisition, Frame, sample_acquisition
+
+VISIBLE_MM = 4.0  # a change of the line integral this large (mm of water) belongs to the lesion mask ...
+VISIBLE_SHARE = 0.3  # ... or this share of the finding's largest change, for faint ones
+_BODY, _ACQUISITION, _CASES, _SHORTCUT, _PROSE = range(5)
+
+
+@dataclass(frozen=True)
+class PhantomStudy:
+    """One study.
+
+    Attributes:
+        image: (H, W) float32 in [-1, 1] on 256 levels, larger = brighter = denser.
+        twin: the same body, acquisition and quanta without any finding; identical to ``image`` when there is none.
+            Carries the same markers and, if planted, the same shortcut tag.
+        masks: finding -> (H, W) bool, where that finding alone changes the line integrals visibly; positives only.
+        labels: finding -> 0 or 1 (-1 for hedged ones when the config asks for it), every finding of the config.
+        cases: what is there, with side, zone and severity.
+        report: findings and impression.
+        patient: pseudonymous patient number.
+        acquisition: how the film was taken.
+        tagged: whether it carries the planted shortcut.
+    """
+
+    image: Array
+    twin: Array
+    masks: dict[str, NDArray[np.bool_]]
+    labels: dict[str, int]
+    cases: tuple[Case, ...]
+    report: str
+    patient: int
+    acquisition: Acquisition
+    tagged: bool
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """(H, W) union of the masks of all findings."""
+        return np.any(list(self.masks.values()), 0) if self.masks else np.zeros(self.image.shape, bool)
+
+
+@lru_cache(maxsize=8)
+def _body(seed: int, patient: int) -> Body:
+    return sample_body(np.random.default_rng([seed, _BODY, patient]))
+
+
+def render(config: PhantomConfig, seed: int, index: int) -> PhantomStudy:
+    """Render one study; the same (config, seed, index) always gives the same arrays.
+
+    Args:
+        config: the data set.
+        seed: the data set's seed, >= 0.
+        index: which study, >= 0; ``index // images_per_patient`` is the patient.
+    """
+    patient = index // config.images_per_patient
+    body = _body(seed, patient)
+    acquisition = sample_acquisition(np.random.default_rng([seed, _ACQUISITION, index]), body.scale, config.portable)
+    cases = tuple(sample_cases(np.random.default_rng([seed, _CASES, index]), config))
+    thorax = Thorax(body, Frame(acquisition, config.size))
+    healthy = thorax.attenuation()
+    noise = quanta(acquisition, config.size)
+    masks: dict[str, NDArray[np.bool_]] = {}
+    films = [_film(healthy, healthy, thorax.frame, noise)]
+    if cases:
+        changes = [change_of(thorax, case) for case in cases]
+        alone = [thorax.attenuation(change) for change in changes]
+        for case, attenuation in zip(cases, alone, strict=True):
+            masks[case.finding] = visible_change(attenuation - healthy)
+        films.append(
+            _film(alone[0] if len(cases) == 1 else thorax.attenuation(_sum(changes)), healthy, thorax.frame, noise)
+        )
+    present = {case.finding for case in cases}
+    tagged = _is_tagged(config, seed, index, present)
+    for film in films:
+        stamp_marks(film, thorax.frame, tagged=tagged)
+    prose = np.random.default_rng([seed, _PROSE, index])
+    report, hedged = write_report(prose, cases, config, acquisition) if config.text else ("", frozenset())
+    labels = {name: int(name in present) for name in config.findings}
+    if config.uncertain_labels:
+        labels.update(dict.fromkeys(hedged, -1))
+    return PhantomStudy(films[-1], films[0], masks, labels, cases, report, patient, acquisition, tagged)
+
+
+def render_batch(config: PhantomConfig, seed: int, indices: Iterable[int]) -> list[PhantomStudy]:
+    """Render several studies; each equals ``render`` of its index."""
+    return [render(config, seed, int(index)) for index in indices]
+
+
+def visible_change(difference: Array) -> NDArray[np.bool_]:
+    """Pixels where the line integral changed visibly.
+
+    Args:
+        difference: (H, W) change of attenuation, mm of water.
+    """
+    size = np.abs(difference)
+    return size > min(VISIBLE_MM, VISIBLE_SHARE * float(size.max()))
+
+
+def _film(attenuation: Array, healthy: Array, frame: Frame, noise: Array) -> Array:
+    return display(expose(attenuation, frame, noise), frame.acquisition, metered(healthy))
+
+
+def _sum(changes: list[Change]) -> Change:
+    total = changes[0]
+    for change in changes[1:]:
+        total = total.plus(change)
+    return total
+
+
+def _is_tagged(config: PhantomConfig, seed: int, index: int, present: set[str]) -> bool:
+    if config.shortcut is None:
+        return False
+    rate = config.shortcut_rate if config.shortcut in present else config.shortcut_leak
+    return bool(np.random.default_rng([seed, _SHORTCUT, index]).random() < rate)
