@@ -148,6 +148,9 @@ def test_alone_needs_no_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
     world = join("cpu")
     assert (world.rank, world.size, world.main) == (0, 1, True)
     assert all_reduce_mean(torch.tensor([3.0]), World()) == 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="device: no GPU"):
+        join("cuda")
 
 
 def test_batch_must_divide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,6 +271,7 @@ def test_unknown_optimizer_is_named(tmp_path: Path) -> None:
         ("grad_clip", 0.0),
         ("ema_half_life", 0),
         ("warmup", -1),
+        ("device", "tpu"),
     ],
 )
 def test_bad_settings_are_named(field: str, value: Any) -> None:

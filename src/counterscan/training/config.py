@@ -24,9 +24,12 @@ class TrainConfig:
         seed: start of all randomness; batch and noise of a step depend on (seed, step, rank) alone.
         threads: CPU threads of torch; 0 leaves torch's choice. Bit-exact resume needs the same number.
         device: "auto" takes the GPU when there is one.
-        precision: "bf16" makes ``ctx.autocast()`` compute in bfloat16; weights stay float32.
-        channels_last: keep 4-D weights and images in NHWC order, faster for convolutions in bf16 and on GPUs.
-        compile: let ``ctx.compile`` compile; costs up to a minute per module, so pays in long runs.
+        precision: "bf16" makes ``ctx.autocast()`` compute in bfloat16; weights stay float32. Halves the step time on a
+            CPU with AMX (a U-Net of base 16, batch 16 at 64 px, one thread: 0.11 s for 0.20 s).
+        channels_last: keep 4-D weights and images in NHWC order, meant for convolutions on GPUs. On that CPU it gained
+            a tenth in fp32 and cost eager bf16 half its speed-up (0.16 s).
+        compile: let ``ctx.compile`` compile; costs up to a minute per module. On that CPU it gained nothing over eager
+            bf16 (0.11 s for 0.11 to 0.13 s).
         prefetch: read the next batch in a thread while the current step computes.
         schedule: course of the learning rate after warm-up, as a factor on every optimizer's own rate.
         warmup: steps of linear rise from near zero.
@@ -50,7 +53,7 @@ class TrainConfig:
     batch_size: int = 16
     seed: int = 0
     threads: int = 1
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
@@ -84,8 +87,7 @@ class TrainConfig:
             "ema_ramp",
         ):
             _require(getattr(self, name) >= 0, name, "must not be negative")
-        for name in ("precision", "schedule", "ema_unit", "best_mode"):
-            choices = CHOICES[name]
+        for name, choices in CHOICES.items():
             _require(getattr(self, name) in choices, name, f"must be one of {', '.join(choices)}")
         _require(self.ema_half_life > 0, "ema_half_life", "must be positive")
         _require(0 <= self.final_factor <= 1, "final_factor", "must be between 0 and 1")
@@ -100,6 +102,7 @@ class TrainConfig:
 
 
 CHOICES = {
+    "device": ("auto", "cpu", "cuda"),
     "precision": ("fp32", "bf16"),
     "schedule": ("const", "linear", "cosine"),
     "ema_unit": ("steps", "images"),

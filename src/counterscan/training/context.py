@@ -82,7 +82,7 @@ class Context:
             part.float().backward(inputs=parameters)
             total += part.detach()
         total = average_gradients(parameters, total, self.world)
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None]).to(self.device)
         self._unverified.append((name, total, norm))
         if self.device.type == "cpu":
             self.verify()

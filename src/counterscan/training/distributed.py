@@ -1,24 +1,22 @@
 """Several processes under ``torchrun``, one GPU (nccl) or a share of the CPU (gloo) each.
 
-Gradients are averaged by hand, in one flat all-reduce after each backward pass, instead of by wrapping modules in
-``DistributedDataParallel``: DDP does not officially support a second backward through the first (R1), nor several
-forward passes before one backward, while an average taken after everything is exact for any objective whose loss is a
-mean over the batch. The price, communication that does not overlap with the backward pass, is small at our model sizes.
+Gradients are averaged by hand, in one flat all-reduce after each backward pass: ``DistributedDataParallel`` officially
+supports neither a second backward through the first (R1) nor several forward passes before one backward; an average
+taken after everything is exact wherever the loss is a mean over the batch. The price, communication that does not
+overlap with the backward pass, is small at our model sizes.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from counterscan.errors import CounterscanError
-
-CPU = torch.device("cpu")
+from counterscan.errors import CounterscanError, InputError
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = CPU
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def main(self) -> bool:
@@ -36,21 +34,18 @@ class World:
 
 
 def join(device: str = "auto") -> World:
-    """Join the processes that ``torchrun`` started, or be alone. Leave again with ``leave``."""
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    size, local = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0")
-    chosen = torch.device(f"cuda:{local}" if kind == "cuda" and size > 1 else kind)
-    if chosen.type == "cuda":
+    """Join the processes that ``torchrun`` started, unless that is done; or be alone."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("no GPU that torch can use", field="device", remedy='Use "auto" or "cpu"')
+    gpu = device != "cpu" and torch.cuda.is_available()
+    chosen = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu")
+    if gpu:
         torch.cuda.set_device(chosen)
-    if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    return World(dist.get_rank(), dist.get_world_size(), chosen) if size > 1 else World(device=chosen)
-
-
-def leave() -> None:
-    """Leave the process group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return World(device=chosen)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if gpu else "gloo")
+    return World(dist.get_rank(), dist.get_world_size(), chosen)
 
 
 def all_reduce_mean(tensor: Tensor, world: World) -> Tensor:
@@ -71,11 +66,10 @@ def average_gradients(parameters: Sequence[nn.Parameter], loss: Tensor, world: W
     has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=loss.device)
     grads = [(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1).float() for p in parameters]
     flat = all_reduce_mean(torch.cat([loss.reshape(1), has, *grads]), world)
-    anywhere = flat[1 : 1 + len(parameters)].tolist()
-    pieces = flat[1 + len(parameters) :].split([p.numel() for p in parameters])
-    for parameter, piece, used in zip(parameters, pieces, anywhere, strict=True):
+    mean, has, *pieces = flat.split([1, len(parameters), *(p.numel() for p in parameters)])
+    for parameter, piece, used in zip(parameters, pieces, has.tolist(), strict=True):
         parameter.grad = piece.view_as(parameter).to(parameter.dtype) if used else None
-    return flat[0]
+    return mean[0]
 
 
 def average_buffers(modules: Iterable[nn.Module], world: World) -> None:
@@ -97,8 +91,8 @@ def check_agreement(modules: Iterable[nn.Module], world: World) -> None:
     """Raise CounterscanError on every process when their weights are not bit for bit the same."""
     if world.size > 1:
         sums = torch.stack([p.detach().double().sum() for module in modules for p in module.parameters()])
-        low, high = sums.clone(), sums
+        low = sums.clone()
         dist.all_reduce(low, dist.ReduceOp.MIN)
-        dist.all_reduce(high, dist.ReduceOp.MAX)
-        if not torch.equal(low, high):
+        dist.all_reduce(sums, dist.ReduceOp.MAX)
+        if not torch.equal(low, sums):
             raise CounterscanError("the processes' weights differ: a step made them depend on the rank")

@@ -66,7 +66,7 @@ def train(
             stop = run.stop_asked()
             if stop or done == config.steps or due(config.checkpoint_every, done, config.steps):
                 run.save(done)
-            if stop:
+            if stop and done < config.steps:
                 raise run.interrupted(stop)
         return run.finish()
 
@@ -82,9 +82,10 @@ def _prepared(
 ) -> Iterator[Run]:
     """A run on its device, alone in its folder, listening for signals; all of it undone at the end."""
     with contextlib.ExitStack() as stack:
-        if not torch.distributed.is_initialized():
-            stack.callback(distributed.leave)
+        joined_before = torch.distributed.is_initialized()
         world = distributed.join(config.device)
+        if world.size > 1 and not joined_before:
+            stack.callback(torch.distributed.destroy_process_group)
         if config.threads:
             torch.set_num_threads(config.threads)
         if config.batch_size % world.size:
