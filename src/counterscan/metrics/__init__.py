@@ -1,0 +1,2 @@
+"""Pure functions on tensors. Import the module that holds what you measure: localisation, counterfactual,
+classification, intervals."""
