@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from counterscan.errors import InputError
-from counterscan.training import Context, Interrupted, NonFiniteError, seed_everything, train
+from counterscan.training import Context, Interrupted, NonFiniteError, seed_everything, train, uniform_sampler
 from counterscan.training.checkpoint import read_checkpoint
 from counterscan.training.distributed import World, all_reduce_mean, average_gradients, join
 from tests.training.toy import Source, ToyGAN, toy_config
@@ -151,6 +151,11 @@ def test_alone_needs_no_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="device: no GPU"):
         join("cuda")
+
+
+def test_sampler_must_fit_the_batch(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="batch_size: the sampler was built for another"):
+        train(ToyGAN(), Source(), toy_config(), tmp_path, sampler=uniform_sampler(37, 8))
 
 
 def test_batch_must_divide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def train(
         data: rows to train on.
         config: see ``TrainConfig``.
         folder: the run folder; made when missing.
-        sampler: which rows make a batch; each row once per pass by default.
+        sampler: which rows make a batch, of ``config.batch_size``; each row once per pass by default.
         settings: the system's own configuration, kept in config.yaml and compared on resume.
 
     Raises:
@@ -56,8 +56,8 @@ def train(
             batch = run.ctx.begin(step)
             reported = task.step(run.ctx, batch)
             run.ctx.verify()
-            run.average(step + 1)
-            done = run.step
+            done = step + 1
+            run.average(done)
             run.tell(done, reported, line=due(config.log_every, done, config.steps))
             if due(config.validate_every, done, config.steps):
                 run.validate(done)
@@ -84,7 +84,7 @@ def _prepared(
     with contextlib.ExitStack() as stack:
         joined_before = torch.distributed.is_initialized()
         world = distributed.join(config.device)
-        if world.size > 1 and not joined_before:
+        if torch.distributed.is_initialized() and not joined_before:
             stack.callback(torch.distributed.destroy_process_group)
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -100,6 +100,8 @@ def _prepared(
             stack.enter_context(sole_owner(folder))
             settle_config(folder, config, settings)
         chosen = sampler or uniform_sampler(len(data), config.batch_size, config.seed)
+        if len(chosen.batch_indices(0, world.rank, world.size)) * world.size != config.batch_size:
+            raise InputError("the sampler was built for another batch size", field="batch_size")
         feed = Feed(data, chosen, world, channels_last=config.channels_last, prefetch=config.prefetch)
         stack.callback(feed.close)
         signals = stack.enter_context(Signals())
