@@ -95,7 +95,7 @@ class StudyTable:
         """
         path = Path(path)
         table = cls.from_frame(
-            _read_frame(path), root if root is not None else path.parent, columns=columns, findings=findings, path=path
+            read_frame(path), root if root is not None else path.parent, columns=columns, findings=findings, path=path
         )
         table.validate(labelled=labelled, path=path)
         return table
@@ -316,7 +316,12 @@ def check_patients(patient: pd.Series, split: pd.Series, path: str | Path | None
         )
 
 
-def _read_frame(path: Path) -> pd.DataFrame:
+def read_frame(path: Path) -> pd.DataFrame:
+    """The file as it is, all CSV columns as text.
+
+    Raises:
+        InputError: it cannot be read as a table.
+    """
     if not path.is_file():
         raise InputError("no such file" if not path.exists() else "is a folder, not a table", path=path)
     try:
