@@ -16,7 +16,7 @@ from torch import Tensor
 
 from counterscan.metrics.ranking import average_precision_rows, roc_auc_rows
 
-_SORTED_AT_ONCE = 2**23  # pixels; bounds memory at about 1 GB
+_SORTED_AT_ONCE = 2**18  # pixels: fits the cache, which is 2-3 times faster than one great sort
 
 
 def flatten(maps: Tensor, truth: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,215 @@
+"""What all attribution peers share: the classifier's contract, equal care (test-time averaging, smoothing),
+Counterparts.
+
+A classifier is an ``nn.Module`` that takes (N, 1, H, W) in [-1, 1] and returns logits (N, C), one column per finding
+(sigmoid, not softmax), with two attributes: ``findings``, the C canonical names, and ``cam_layers``, its convolutional
+stages from high resolution to the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import counterscan
+from counterscan.counterpart import Counterpart, Provenance, Query, StudyBatch
+from counterscan.errors import InputError
+
+Target = int | str | Sequence[int] | Tensor
+Masker = Callable[[Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Care:
+    """What is done to a map after it is computed, the same for a peer as for our own systems.
+
+    Attributes:
+        flips: average with the map of the mirrored image, mirrored back.
+        shifts: average over these (down, right) shifts in pixels too; (0, 0) is always among them.
+        smoothing: sigma of a Gaussian, as a share of the image's width; 0 leaves the map as it is. Fix it before masks
+            are seen.
+    """
+
+    flips: bool = False
+    shifts: tuple[tuple[int, int], ...] = ()
+    smoothing: float = 0.0
+
+
+class AttributionPeer(ABC):
+    """A map of evidence computed from a frozen classifier. Callable like a Captum method and usable as a System.
+
+    Args:
+        classifier: see the module's text. Its mode, its parameters and their gradients are left as they were.
+        care: averaging and smoothing.
+        masker: turns evidence (N, 1, H, W) and valid pixels into bool masks; calibrate it as for our own systems, on
+            healthy validation images. None leaves masks out.
+    """
+
+    name: str
+
+    def __init__(self, classifier: nn.Module, *, care: Care | None = None, masker: Masker | None = None) -> None:
+        for attribute in ("findings", "cam_layers"):
+            if not hasattr(classifier, attribute):
+                raise InputError(f"the classifier has no attribute {attribute}", remedy="See counterscan.peers.base")
+        self.classifier, self.care, self.masker = classifier, care or Care(), masker
+        contract: Any = classifier
+        self.findings: tuple[str, ...] = tuple(contract.findings)
+        self.cam_layers: list[nn.Module] = list(contract.cam_layers)
+
+    @abstractmethod
+    def _attribute(self, inputs: Tensor, target: Tensor) -> Tensor:
+        """(N, 1, H, W) attributions of logit ``target`` (N,), with the classifier in eval mode and gradients on."""
+
+    def settings(self) -> dict[str, Any]:
+        """What a reader needs to make the maps again."""
+        return {"flips": self.care.flips, "shifts": list(self.care.shifts), "smoothing": self.care.smoothing}
+
+    def evidence(self, attributions: Tensor) -> Tensor:
+        """Attributions as evidence >= 0: what speaks for the finding."""
+        return attributions.clamp_min(0)
+
+    def attribute(self, inputs: Tensor, target: Target) -> Tensor:
+        """Attributions as the method defines them, averaged and smoothed as ``care`` says.
+
+        Args:
+            inputs: (N, 1, H, W) in [-1, 1].
+            target: column of the logits, a finding's name, or one column per image.
+
+        Returns:
+            Shaped like ``inputs``, detached.
+
+        Raises:
+            InputError: the inputs are not (N, 1, H, W), or the classifier has no such target.
+        """
+        if inputs.ndim != 4 or inputs.shape[1] != 1:
+            raise InputError(f"expected images (N, 1, H, W), got {tuple(inputs.shape)}")
+        columns = self._columns(target, inputs)
+        if not len(inputs):
+            return torch.zeros_like(inputs)
+        with torch.inference_mode(False), torch.enable_grad(), evaluating(self.classifier):
+            images, columns = inputs.detach().clone(), columns.clone()  # autograd takes no inference tensors
+            maps = average_over_views(lambda x: self._attribute(x, columns).detach(), images, self.care)
+        return smooth(maps, self.care.smoothing)
+
+    def counterparts(self, batch: StudyBatch, query: Query) -> list[Counterpart]:
+        """One attribution map per image, without a counterpart.
+
+        Raises:
+            InputError: the classifier does not know the finding, or the query asks to add one.
+        """
+        if query.direction != "remove":
+            raise InputError(f"{self.name} shows where a finding is and cannot add one", field="direction")
+        evidence = self.evidence(self.attribute(batch.images, query.finding))
+        with torch.no_grad(), evaluating(self.classifier):
+            logits = self.classifier(batch.images) if len(batch) else torch.zeros(0, 1)
+        scores = logits[:, self._columns(query.finding, batch.images[:1])].sigmoid().flatten().tolist()
+        return as_counterparts(batch, query, evidence, self.name, self.settings(), self.masker, scores)
+
+    def _columns(self, target: Target, inputs: Tensor) -> Tensor:
+        """(N,) columns of the logits, checked."""
+        findings = self.findings
+        if isinstance(target, str):
+            if target not in findings:
+                raise InputError(
+                    f"the classifier does not know {target!r}",
+                    field="finding",
+                    remedy=f"It knows {', '.join(findings)}",
+                )
+            target = findings.index(target)
+        columns = torch.as_tensor(target, dtype=torch.long, device=inputs.device).flatten()
+        columns = columns.expand(len(inputs)) if len(columns) == 1 else columns
+        if len(columns) != len(inputs) or bool(((columns < 0) | (columns >= len(findings))).any()):
+            raise InputError(f"target must be one of {len(findings)} columns, or one per image", field="target")
+        return columns
+
+
+def as_counterparts(
+    batch: StudyBatch,
+    query: Query,
+    evidence: Tensor,
+    system: str,
+    settings: dict[str, Any],
+    masker: Masker | None = None,
+    scores: Sequence[float] | None = None,
+) -> list[Counterpart]:
+    """Wrap evidence (N, 1, H, W) >= 0, set to zero on padding, as one Counterpart per image."""
+    evidence = evidence.detach().float()
+    if batch.valid is not None:
+        evidence = evidence * batch.valid
+    masks = masker(evidence, batch.valid) if masker is not None else None
+    made_by = Provenance(system, counterscan.__version__, settings=settings)
+    return [
+        Counterpart(
+            image=batch.images[i],
+            evidence=evidence[i],
+            query=query,
+            made_by=made_by,
+            mask=None if masks is None else masks[i],
+            score_before=None if scores is None else scores[i],
+            source=None if batch.sources is None else batch.sources[i],
+        )
+        for i in range(len(batch))
+    ]
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block, and every submodule's own mode again after it."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def average_over_views(maps_of: Callable[[Tensor], Tensor], images: Tensor, care: Care) -> Tensor:
+    """Mean map over mirrored and shifted views, each brought back to the image.
+
+    Shifted views repeat the border; a pixel is averaged over the views that saw it.
+
+    Args:
+        maps_of: (N, 1, H, W) images to (N, 1, H, W) maps.
+        images: (N, 1, H, W).
+        care: which views.
+
+    Returns:
+        (N, 1, H, W).
+    """
+    height, width = images.shape[-2:]
+    shifts = tuple(dict.fromkeys(((0, 0), *care.shifts)))
+    margin = max(max(abs(down), abs(right)) for down, right in shifts)
+    padded = F.pad(images, (margin,) * 4, mode="replicate")
+    total = torch.zeros_like(padded)
+    seen = torch.zeros_like(padded[:1])
+    for down, right in shifts:
+        window = (..., slice(margin - down, margin - down + height), slice(margin - right, margin - right + width))
+        for mirrored in (False, True) if care.flips else (False,):
+            view = padded[window].flip(-1) if mirrored else padded[window]
+            maps = maps_of(view)
+            total[window] += maps.flip(-1) if mirrored else maps
+            seen[window] += 1
+    inner = (..., slice(margin, margin + height), slice(margin, margin + width))
+    return total[inner] / seen[inner]
+
+
+def smooth(maps: Tensor, share: float) -> Tensor:
+    """Gaussian blur of (N, 1, H, W) with sigma = ``share`` x W, border repeated; 0 returns the maps."""
+    sigma = share * maps.shape[-1]
+    if sigma <= 0 or not len(maps):
+        return maps
+    radius = min(math.ceil(3 * sigma), *(s - 1 for s in maps.shape[-2:]))
+    steps = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
+    kernel = torch.exp(-steps.square() / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    padded = F.pad(maps, (radius,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))

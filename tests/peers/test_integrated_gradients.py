@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from counterscan.errors import InputError
+from counterscan.peers.integrated_gradients import IntegratedGradients
+from tests.peers.tiny import ByHand, TwoStages
+
+pytest.importorskip("captum")
+
+
+def test_by_hand():
+    image = torch.tensor([[[[0.5, -0.5], [1.0, 0.0]]]])
+    # S = 2 mean(x) is linear: (x + 1) * 2 / 4.
+    torch.testing.assert_close(IntegratedGradients(ByHand()).attribute(image, 0), (image + 1) / 2)
+    signed = IntegratedGradients(ByHand(), baseline="mean").attribute(image, 0)
+    torch.testing.assert_close(signed, (image - 0.25) / 2)
+    assert (IntegratedGradients(ByHand(), part="positive").evidence(signed) == signed.relu()).all()
+    assert (IntegratedGradients(ByHand(), part="magnitude").evidence(signed) == signed.abs()).all()
+
+
+@pytest.mark.parametrize("baseline", ["black", "blur", "mean"])
+def test_attributions_sum_to_the_change_of_the_logit(baseline):
+    net = TwoStages().eval()
+    images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    method = IntegratedGradients(net, baseline=baseline, n_steps=200, internal_batch_size=7)
+    with torch.no_grad():
+        change = (net(images) - net(method.baselines(images)))[:, 1]
+    torch.testing.assert_close(method.attribute(images, 1).sum((1, 2, 3)), change, atol=2e-3, rtol=1e-2)
+
+
+def test_missing_captum_and_bad_baseline_are_explained(monkeypatch):
+    with pytest.raises(InputError, match="black, blur or mean"):
+        IntegratedGradients(ByHand(), baseline="white")
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(InputError, match=r"pip install counterscan\[bench\]"):
+        IntegratedGradients(ByHand())
