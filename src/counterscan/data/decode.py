@@ -15,7 +15,7 @@ import torch
 
 from counterscan.data.geometry import Geometry
 from counterscan.data.intensity import IntensityRecipe
-from counterscan.data.load import load
+from counterscan.data.load import on_grid
 from counterscan.data.readers import read_image
 from counterscan.errors import InputError
 
@@ -89,7 +89,7 @@ def run_chunk(jobs: Sequence[Job], settings: Settings) -> list[dict[str, Any]]:
 
     Returns:
         one record per row: ``slot``, ``sha``, ``bad`` ("" or the reason), ``geometry`` and ``references`` (JSON),
-        ``content`` [top, left, height, width].
+        ``content`` [top, left, height, width], ``masked`` (pixels other than the letterbox are no image).
 
     Raises:
         OSError: a slot could not be written (disk full). A file that cannot be read is no error but a bad row.
@@ -129,13 +129,14 @@ def _decode(
 ) -> tuple[dict[str, tuple[int, np.ndarray]], dict[str, Any]]:
     """Arrays by target with their slots, and the record; a bad row has no arrays."""
     record: dict[str, Any] = {"slot": job.slot, "sha": "", "bad": "", "content": [0, 0, 0, 0]}
-    record |= {"geometry": "{}", "references": "{}"}
+    record |= {"geometry": "{}", "references": "{}", "masked": False}
     try:
         record["sha"] = fingerprint(job.files)
-        pixels, geometry, raw = load(job.image, recipe, settings.size, job.frame)
+        raw = read_image(job.image, frame=job.frame)
+        pixels, valid, geometry = on_grid(raw, recipe, settings.size)
         arrays = {"images": (job.slot, _quantise(pixels, settings.targets["images"].dtype))}
         if job.twin is not None:
-            twin, _, _ = load(job.twin, recipe, settings.size, None)
+            twin, _, _ = on_grid(read_image(job.twin), recipe, settings.size)
             arrays["twins"] = (job.twin_slot, _quantise(twin, settings.targets["twins"].dtype))
         if job.mask_slot >= 0:
             arrays["masks"] = (job.mask_slot, _planes(job, geometry, settings.targets["masks"].dtype))
@@ -143,6 +144,9 @@ def _decode(
         return {}, record | {"bad": str(error)}
     except Exception as error:  # decoders of broken files raise anything; the row is bad, the run goes on
         return {}, record | {"bad": f"{job.image}: {type(error).__name__}: {error}".splitlines()[0]}
+    if not torch.equal(valid, geometry.valid()):
+        record["masked"] = True
+        arrays["valid"] = (job.slot, np.packbits(valid.numpy().ravel()))
     record["content"] = [int(v) for v in geometry.content]
     record["geometry"] = json.dumps(geometry.to_dict(), sort_keys=True)
     record["references"] = json.dumps(dict(raw.references), sort_keys=True)

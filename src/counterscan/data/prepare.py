@@ -202,9 +202,8 @@ class _Run:
             return self._finish(records, len(todo), copied + resumed, began)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                need = sum(
-                    shape[0] * shape[1] * shape[2] * np.dtype(d).itemsize for shape, d in self._shapes().values()
-                )
+                sizes = (int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self._shapes().values())
+                need = sum(sizes)
                 raise InputError(
                     f"the disk is full; the store needs {need / 1e9:.2f} GB in all",
                     path=self.partial,
@@ -222,12 +221,16 @@ class _Run:
         self.partial.mkdir(parents=True)
         write_json(self.partial / "plan.json", agreed)
 
-    def _shapes(self) -> dict[str, tuple[tuple[int, int, int], str]]:
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
         side = self.about["size"]
+        row_bytes = (side * side + 7) // 8
         counts = {"images": len(self.plan), "twins": self.plan.twins, "masks": self.plan.masks}
         bits = np.min_scalar_type(2 ** (len(self.plan.mask_findings) + 1) - 1).name
         kind = {"images": self.about["dtype"], "twins": self.about["dtype"], "masks": bits}
-        return {name: ((count, side, side), kind[name]) for name, count in counts.items() if count}
+        shapes: dict[str, tuple[tuple[int, ...], str]] = {
+            name: ((count, side, side), kind[name]) for name, count in counts.items() if count
+        }
+        return shapes | {"valid": ((len(self.plan), row_bytes), "uint8")}
 
     def _allocate(self) -> dict[str, Target]:
         """Files of full length, so that a disk that is too small says so before hours of decoding."""
@@ -246,7 +249,8 @@ class _Run:
                 handle.flush()
                 offset = handle.tell()
                 length = offset + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-                if hasattr(os, "posix_fallocate"):
+                # Few rows have a valid mask of their own: that file stays a sparse one.
+                if hasattr(os, "posix_fallocate") and name != "valid":
                     os.posix_fallocate(handle.fileno(), 0, length)
                 else:
                     handle.truncate(length)
@@ -263,6 +267,8 @@ class _Run:
         ):
             with_it = new[(ours[new] >= 0) & (theirs[slots[new]] >= 0)]
             places[name] = (ours[with_it], theirs[slots[with_it]])
+        own = new[old.rows["masked"].to_numpy()[slots[new]]]
+        places["valid"] = (own, slots[own])
         for name, (to, source) in places.items():
             if not len(to):
                 continue
@@ -353,6 +359,8 @@ class _Run:
         with atomic_write(self.partial / "bad.csv", "w") as handle:
             listing.to_csv(handle, index=False, lineterminator="\n")
         shapes = self._shapes()
+        if not records.masked.any():
+            (self.partial / "valid.npy").unlink()
         write_json(
             self.partial / "store.json",
             self.about
@@ -362,6 +370,7 @@ class _Run:
                 "bad": len(bad),
                 "masks": "masks" in shapes,
                 "twins": "twins" in shapes,
+                "valid": bool(records.masked.any()),
                 "content": records.content(self.about, self.plan),
                 "counterscan": __version__,
             },

@@ -149,7 +149,10 @@ class Old:
         """The journal record of a row."""
         values = self.rows.iloc[row]
         names = ("signature", "sha", "bad", "geometry", "references")
-        return {name: values[name] for name in names} | {"content": [int(values[n]) for n in CONTENT]}
+        return {name: values[name] for name in names} | {
+            "content": [int(values[n]) for n in CONTENT],
+            "masked": bool(values["masked"]),
+        }
 
 
 def match(plan: Plan, root: Path, old: Old | None, retry_bad: bool) -> np.ndarray:
@@ -192,12 +195,14 @@ class Records:
 
     def __init__(self, count: int) -> None:
         self.done = np.zeros(count, dtype=bool)
+        self.masked = np.zeros(count, dtype=bool)
         self._content = np.zeros((count, 4), dtype=np.int32)
         self._texts: dict[str, list[str]] = {name: [""] * count for name in self._TEXTS}
 
     def add(self, record: dict[str, Any]) -> None:
         slot = record["slot"]
         self.done[slot] = True
+        self.masked[slot] = record["masked"]
         self._content[slot] = record["content"]
         for name, values in self._texts.items():
             values[slot] = sys.intern(record[name])
@@ -209,6 +214,7 @@ class Records:
                 "key": plan.keys,
                 **self._texts,
                 **{name: self._content[:, i] for i, name in enumerate(CONTENT)},
+                "masked": self.masked,
                 "mask_slot": plan.mask_slot,
                 "twin_slot": plan.twin_slot,
             }

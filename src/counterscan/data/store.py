@@ -6,6 +6,8 @@ A store is a folder:
 * ``twins.npy``    (W, S, S) the same for true healthy twins, where the table has them
 * ``masks.npy``    (M, S, S) unsigned integers whose bits are mask planes: bit 0 the mask that names no finding, bit k
   the k-th of ``mask_findings``
+* ``valid.npy``    (T, ceil(S S / 8)) uint8, bits of the valid pixels, only for rows where more than the letterbox is no
+  image (``masked`` in ``rows.parquet``); absent when there are none
 * ``rows.parquet`` per row: slots, geometry, DICOM references, fingerprint of the files, reason if it is bad
 * ``table.parquet`` the study table; ``bad.csv`` the rows that could not be decoded
 * ``store.json``   settings, recipe, content hash; written last, so that a folder with it is complete
@@ -86,6 +88,7 @@ class PreparedStore:
         images: np.ndarray | Path,
         masks: np.ndarray | Path | None,
         twins: np.ndarray | Path | None,
+        valid: Path | None = None,
         size: int,
         mask_findings: Sequence[str] = (),
         recipe: IntensityRecipe | None = None,
@@ -93,6 +96,7 @@ class PreparedStore:
         content: str = "",
     ) -> None:
         self._images, self._masks, self._twins = _Slots(images), _Slots(masks), _Slots(twins)
+        self._valid = _Slots(valid)
         self.size, self.recipe, self.folder, self.content = size, recipe, folder, content
         self.mask_findings = tuple(mask_findings)
         self._take(table, rows)
@@ -107,6 +111,7 @@ class PreparedStore:
             rows[name].to_numpy(dtype=np.int64) for name in ("slot", "mask_slot", "twin_slot")
         )
         self._content = rows[list(CONTENT)].to_numpy(dtype=np.int64)
+        self._masked = rows["masked"].to_numpy(dtype=bool)
         self.has_mask = self._mask_slot >= 0
         self.mask_known = self.has_mask | (table.frame["mask_kind"] == "none(empty)").to_numpy()
         self.has_twin = self._twin_slot >= 0
@@ -137,6 +142,7 @@ class PreparedStore:
             images=folder / "images.npy",
             masks=folder / "masks.npy" if about["masks"] else None,
             twins=folder / "twins.npy" if about["twins"] else None,
+            valid=folder / "valid.npy" if about["valid"] else None,
             size=about["size"],
             mask_findings=about["mask_findings"],
             recipe=IntensityRecipe.from_dict(about["recipe"]),
@@ -194,6 +200,7 @@ class PreparedStore:
                 "mask_slot": np.where(lesion, np.arange(count), -1),
                 "twin_slot": np.arange(count) if twins is not None else -1,
                 **dict(zip(CONTENT, (0, 0, size, size), strict=True)),
+                "masked": False,
             }
         )
         return cls(table, rows, images=images, masks=planes, twins=twins, size=size, mask_findings=mask_findings)
@@ -239,12 +246,18 @@ class PreparedStore:
 
     def valid(self, indices: Indices = None) -> Tensor:
         """(n, 1, S, S) bool: True on image, False on padding."""
-        content = self._content[self._at(indices)][:, :, None]
+        at = self._at(indices)
+        content = self._content[at][:, :, None]
         top, left, height, width = content[:, 0], content[:, 1], content[:, 2], content[:, 3]
         grid = np.arange(self.size)[None, :]
         rows = (grid >= top) & (grid < top + height)
         columns = (grid >= left) & (grid < left + width)
-        return torch.from_numpy(rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
+        valid = rows[:, :, None] & columns[:, None, :]
+        own = np.flatnonzero(self._masked[at])
+        if len(own):
+            bits = np.unpackbits(self._valid.take(self._slot[at[own]]), axis=1, count=self.size * self.size)
+            valid[own] = bits.reshape(-1, self.size, self.size).astype(bool)
+        return torch.from_numpy(valid).unsqueeze(1)
 
     def batch(self, indices: Indices = None) -> StudyBatch:
         """Images, labels and valid pixels of some rows, as the systems take them."""

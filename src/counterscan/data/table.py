@@ -172,7 +172,8 @@ class StudyTable:
 
     def labels(self) -> np.ndarray:
         """(N, C) float32: 1, 0, -1 uncertain, NaN unmentioned; columns as in ``findings``."""
-        return self.frame[list(self.findings)].to_numpy(dtype=np.float32, copy=True).reshape(len(self), -1)
+        values = self.frame[list(self.findings)].to_numpy(dtype=np.float32, copy=True)
+        return values.reshape(len(self), len(self.findings))
 
     def targets(self, policy: Policy = "zeros", blank: Blank = "zero") -> np.ndarray:
         """(N, C) float32 of 0, 1 and NaN (to be ignored).
