@@ -33,13 +33,14 @@ class Body:
     knob: float  # size of the aortic arch, 1 = average
     mediastinum: tuple[float, float]  # half-widths of the upper mediastinum, right and left
     wall: float  # thickness of the chest wall
+    shoulder: float  # how far the shoulders droop, mm
     breast: float  # thickness of breast tissue, or of the pectoral muscle in men
     breast_y: float
     bubble: tuple[float, float, float]  # half-width, half-height and half-depth of the gastric air bubble; 0 = none
     lung_density: float
     fixed: list[Tubes]  # bones, trachea and main bronchi (carved out), the minor fissure where the beam grazes it
     vessels: list[Tubes]
-    bronchi: Tubes  # lobar and segmental bronchi, seen only inside consolidated lung
+    bronchi_seed: int  # of the bronchi within the lungs, seen only where the lung is airless
     coarse: Array  # (9, 9) soft-tissue variation
     medium: Array  # (26, 26)
     fine: Array  # (90, 90) interstitial texture
@@ -66,15 +67,15 @@ class Body:
 
 def sample_body(rng: np.random.Generator) -> Body:
     """Draw a patient."""
-    u = rng.uniform(-1, 1, 16)
-    n = rng.normal(size=8)
+    u = rng.uniform(-1, 1, 16).tolist()  # Python numbers keep the arrays they meet in float32
+    n = rng.normal(size=8).tolist()
     female = bool(rng.random() < 0.48)
     scale = float(np.clip(1 + 0.045 * n[0] - (0.03 if female else -0.02), 0.86, 1.12))
     crest = (80 + 9 * n[1]) * scale
     dome = (crest, crest + (11 + 6 * u[0]) * scale)
     apex = (-138 + 6 * u[1]) * scale
-    half_width = (140 + 6 * u[2]) * scale
-    wall = (30 + 7 * u[3] + 6 * max(n[2], -0.8)) * scale
+    half_width = (139 + 10 * u[2]) * scale
+    wall = (30 + 8 * u[3] + 8 * max(n[2], -0.9)) * scale
     size = 1.0 + 0.075 * u[4]
     has_bubble = rng.random() < 0.75
     bubble = (24 + 10 * u[5], 11 + 6 * u[6], 17 + 8 * u[7]) if has_bubble else (0.0, 0.0, 0.0)
@@ -91,13 +92,14 @@ def sample_body(rng: np.random.Generator) -> Body:
         knob=(1.0 + 0.2 * u[11]) * scale,
         mediastinum=((27 + 4 * u[12]) * scale, (23 + 4 * u[13]) * scale),
         wall=wall,
+        shoulder=7 * n[5] * scale,
         breast=float((26 + 14 * max(n[3], -1.2)) if female else max(9 + 4 * n[3], 2)) * scale,
         breast_y=((48 + 14 * u[14]) if female else -48) * scale,
         bubble=bubble,
         lung_density=0.24 + 0.035 * u[15],
         fixed=merge([*skeleton(rng, scale, half_width, apex, crest), airways(rng, scale), *_minor_fissure(rng, scale)]),
-        vessels=pulmonary_tree(rng, scale),
-        bronchi=airways(rng, scale, inside=True),
+        vessels=pulmonary_tree(rng, scale, half_width, crest),
+        bronchi_seed=int(rng.integers(2**62)),
         coarse=rng.normal(size=(9, 9)).astype(np.float32),
         medium=rng.normal(size=(26, 26)).astype(np.float32),
         fine=rng.normal(size=(90, 90)).astype(np.float32),

@@ -42,19 +42,24 @@ def metered(attenuation: Array) -> float:
     return float(attenuation[size // 5 : 4 * size // 5, size // 6 : 5 * size // 6].mean())
 
 
-def display(reading: Array, acquisition: Acquisition, level: float) -> Array:
-    """The reading on screen: a sigmoid in log exposure, 8 bits.
+def tone(reading: Array, acquisition: Acquisition, level: float) -> Array:
+    """The display curve: a sigmoid in log exposure.
 
     Args:
         reading: (H, W) mm of water.
         acquisition: gives offset, latitude, toe and the darkest grey.
-        level: attenuation shown as middle grey before the exposure error (mm).
+        level: attenuation on which the exposure is centred before its error (mm).
 
     Returns:
-        (H, W) float32 in [-1, 1] on 256 levels.
+        (H, W) grey, 0 to 1.
     """
     a = acquisition
     v = (reading - np.float32(0.76 * level + a.exposure)) * np.float32(1 / (37.0 * a.latitude))
     v += np.float32(a.toe) * v / (1 + np.abs(v))
-    grey = np.float32(a.black) + np.float32(0.93 - a.black) / (1 + np.exp(-v))
+    return np.float32(a.black) + np.float32(0.93 - a.black) / (1 + np.exp(-v))
+
+
+def display(reading: Array, acquisition: Acquisition, level: float) -> Array:
+    """The reading on screen, (H, W) float32 in [-1, 1] on 256 levels; arguments as for ``tone``."""
+    grey = tone(reading, acquisition, level)
     return (np.rint(np.clip(grey, 0, 1) * 255) * np.float32(2 / 255) - 1).astype(np.float32)

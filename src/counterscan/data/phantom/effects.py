@@ -60,14 +60,14 @@ def consolidation(thorax: Thorax, case: Case, rng: np.random.Generator) -> Chang
     region = around(np.float32(rng.uniform(-25, 20)), half_chord(q, radii[2]))
     inside = thorax.air(region, HEALTHY)
     inside = np.where(thorax.left == (sign > 0), inside, 0)
-    patchy = np.clip(0.34 + 0.36 * s + 0.26 * _mottle(rng, thorax.frame.size, 22, 40), 0.05, 0.95)
+    patchy = np.clip(0.34 + 0.36 * s + 0.17 * _mottle(rng, thorax.frame.size, 20, 36, 64), 0.05, 0.95)
     water = inside * patchy * np.clip(1.5 * (1 - q), 0, 1)  # alveoli fill less and less towards the edge
     if lobar:  # the minor fissure holds it back
         fissure = np.float32((4 + 6 * rng.uniform(-1, 1)) * b.scale)
         water = water * np.clip((fissure - thorax.y) / 3, 0, 1)
         case.measures["lobar"] = 1.0
     share = water / np.maximum(thorax.air(thorax.cage, HEALTHY), 20)
-    shows = np.clip(2.2 * share, 0, 1) * np.clip(0.4 + s, 0, 1)
+    shows = np.clip(2.2 * share, 0, 1) * min(0.4 + s, 1.0)
     return Change(water=water, vessels=1 - np.clip(0.9 * share, 0, 1), bronchogram=shows)
 
 
@@ -80,7 +80,7 @@ def pleural_effusion(thorax: Thorax, case: Case, rng: np.random.Generator) -> Ch
         severity = float(np.clip(case.severity * (1.0 if i == 0 else rng.uniform(0.55, 1.0)), 0.03, 1))
         rise = (42 + 30 * severity) * b.scale
         rim = b.floor - (20 + 125 * severity**1.25) * b.scale  # where the fluid ends at the wall
-        lateral, medial, depth = b.profile(thorax.y)
+        lateral, _, depth = b.profile(thorax.y)
         ux = (np.abs(thorax.x) - 0.42 * lateral) / (0.60 * lateral + 1e-3)
         ux = np.where(ux < 0, 0.35 * ux, ux)
         # Lung stays where y < level - rise (ux^2 + uz^2); uz is depth over the half-depth of the cage.

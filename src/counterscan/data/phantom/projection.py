@@ -7,18 +7,21 @@ empty one has ``low > high``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
+Number = float | np.floating[Any]
 Interval = tuple[Array, Array]
+WINDOWS = np.asarray([7, 10, 15, 24, 40, 75, 150, 300, 600, 1100])  # sides of the patches tubes are drawn in, px
 EMPTY = np.float32(-1e4)  # half-length of a ray that misses: low and high end up far on the wrong sides
 
 
-def half_chord(q: Array, depth: Array | float) -> Array:
+def half_chord(q: Array, depth: Array | Number) -> Array:
     """Half the chord of an ellipsoid.
 
     Args:
@@ -28,11 +31,15 @@ def half_chord(q: Array, depth: Array | float) -> Array:
     Returns:
         ``depth * sqrt(1 - q)`` where the ray hits, ``EMPTY`` where it misses.
     """
-    inside = 1.0 - q
-    return np.where(inside > 0, depth * np.sqrt(np.maximum(inside, 0)), EMPTY).astype(np.float32, copy=False)
+    half = np.subtract(1, q, dtype=np.float32)
+    missed = half <= 0
+    np.sqrt(np.maximum(half, 0, out=half), out=half)
+    half *= np.asarray(depth, np.float32)
+    half[missed] = EMPTY
+    return half
 
 
-def around(centre: Array | float, half: Array) -> Interval:
+def around(centre: Array | Number, half: Array) -> Interval:
     """The interval of half-length ``half`` around ``centre``."""
     return centre - half, centre + half
 
@@ -74,18 +81,18 @@ class Tubes:
     density: Array
     limit: float = 2.5
 
-    def scaled(self, radius: float | Array) -> Tubes:
-        """The same tubes with other radii (a factor)."""
-        return Tubes(self.nodes, (self.radius * radius).astype(np.float32), self.density, self.limit)
+    core: Array | None = None  # (C, K) radius of a core of other density, mm
+    core_density: Array | None = None  # (C,)
 
-    def shell(self, wall: float, dense: float, core: float) -> list[Tubes]:
-        """A bone: a cortical wall (mm) of density ``dense`` around a core, as a tube and a carved inner tube."""
-        ones = np.ones(len(self.nodes), np.float32)
-        inner = np.maximum(self.radius - wall, 0.05 * self.radius)
-        return [
-            Tubes(self.nodes, self.radius, dense * ones, self.limit),
-            Tubes(self.nodes, inner, (core - dense) * ones, self.limit),
-        ]
+    def scaled(self, factor: float) -> Tubes:
+        """The same solid tubes, thicker or thinner."""
+        return Tubes(self.nodes, self.radius * np.float32(factor), self.density, self.limit)
+
+    def with_wall(self, wall: float, dense: float, core: float) -> Tubes:
+        """Bones: a cortical wall (mm) of density ``dense`` times the tubes' own around a core of density ``core``."""
+        inner = np.maximum(self.radius - np.float32(wall), 0.05 * self.radius).astype(np.float32)
+        weight = self.density.astype(np.float32)
+        return Tubes(self.nodes, self.radius, weight * np.float32(dense), self.limit, inner, weight * np.float32(core))
 
 
 @dataclass(frozen=True)
@@ -98,19 +105,20 @@ class Segments:
     end_normal: Array  # (S, 2)
     radius: Array  # (S, 2) drawn radius at both ends, px
     peak: Array  # (S, 2) chord on the axis times density at both ends, mm
+    core: Array  # (S, 2) radius of the core, px; 0 for solid tubes
+    core_peak: Array  # (S, 2) what the core adds on the axis
 
 
 def merge(parts: list[Tubes]) -> list[Tubes]:
     """Put chains of equal node count and limit together, so that they are projected in one go."""
-    groups: dict[tuple[int, float], list[Tubes]] = {}
+    groups: dict[tuple[int, float, bool], list[Tubes]] = {}
     for part in parts:
-        groups.setdefault((part.nodes.shape[1], part.limit), []).append(part)
+        groups.setdefault((part.nodes.shape[1], part.limit, part.core is None), []).append(part)
     merged = []
-    for (_, limit), group in groups.items():
-        nodes, radius, density = (
-            np.concatenate([getattr(t, n) for t in group]) for n in ("nodes", "radius", "density")
-        )
-        merged.append(Tubes(nodes, radius, density, limit))
+    for (_, limit, solid), group in groups.items():
+        nodes, radius, density = (np.concatenate([getattr(t, n) for t in group]) for n in ("nodes", "radius", "density"))
+        core, weight = (None if solid else np.concatenate([getattr(t, n) for t in group]) for n in ("core", "core_density"))
+        merged.append(Tubes(nodes, radius, density, limit, core, weight))
     return merged
 
 
@@ -137,80 +145,95 @@ def segments(tubes: Tubes, pixels: Array, pixel_mm: float, magnification: Array)
     real = np.sqrt((np.diff(tubes.nodes, axis=1) ** 2).sum(-1)) + 1e-6
     flat = np.sqrt((np.diff(tubes.nodes[..., :2], axis=1) ** 2).sum(-1)) + 1e-6
     slant = np.minimum(real / flat, tubes.limit)  # 1 / sin of the angle between tube and ray
-    true = tubes.radius * magnification / pixel_mm
-    drawn = np.sqrt(true**2 + 0.36)
-    peak = tubes.density[:, None] * 2.0 * tubes.radius * true / drawn
-    ends = (np.stack([v[:, :-1], v[:, 1:]], -1) for v in (drawn, peak))
-    radius, height = (v.reshape(-1, 2) for v in ends)
-    height = height * slant.reshape(-1, 1)
-    flatten = (pixels[:, :-1], pixels[:, 1:], normal[:, :-1], normal[:, 1:])
-    a, b, na, nb = (v.reshape(-1, 2).astype(np.float32) for v in flatten)
-    return Segments(a, b, na, nb, radius.astype(np.float32), height.astype(np.float32))
+    slant = slant.reshape(-1, 1)
+
+    def profile(radius: Array, density: Array) -> tuple[Array, Array]:
+        """Drawn radius (px) and chord on the axis times density (mm) at both ends of each segment."""
+        true = radius * magnification / np.float32(pixel_mm)
+        drawn = np.sqrt(true**2 + np.float32(0.36))
+        peak = density[:, None] * (2.0 * radius * true / drawn)
+        wide, high = (np.stack([v[:, :-1], v[:, 1:]], -1).reshape(-1, 2).astype(np.float32) for v in (drawn, peak))
+        return wide, high * slant
+
+    outer = profile(tubes.radius, tubes.density)
+    if tubes.core is None or tubes.core_density is None:
+        inner = (np.zeros_like(outer[0]), np.zeros_like(outer[1]))
+    else:
+        inner = profile(tubes.core, tubes.core_density - tubes.density)
+    ends = (pixels[:, :-1], pixels[:, 1:], normal[:, :-1], normal[:, 1:])
+    a, b, na, nb = (v.reshape(-1, 2).astype(np.float32) for v in ends)
+    return Segments(a, b, na, nb, *outer, *inner)
 
 
 def join(parts: list[Segments]) -> Segments:
     """All segments of several chains in one list."""
-    names = Segments.__dataclass_fields__
-    return Segments(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+    return Segments(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Segments)))
 
 
 def draw(pieces: Segments, size: int) -> Array:
     """Sum of chord times density of all segments on a size x size grid (mm of water).
 
-    A ray at distance d from the axis of a tube of radius r crosses ``2 sqrt(r^2 - d^2)`` of it, lengthened by the slant.
-    Segments are drawn in small windows, grouped by window size.
+    A ray at distance d from the axis of a tube of radius r crosses ``2 sqrt(r^2 - d^2)`` of it, lengthened by
+    the slant. Segments are drawn in small windows, grouped by window size.
     """
-    canvas = np.zeros(size * size, np.float64)
-    reach = pieces.radius.max(1)
-    low = np.floor(np.minimum(pieces.start, pieces.end) - reach[:, None])
-    high = np.ceil(np.maximum(pieces.start, pieces.end) + reach[:, None])
+    indices, values = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+    reach = pieces.radius.max(1)[:, None]
+    low = np.floor(np.minimum(pieces.start, pieces.end) - reach)
+    high = np.ceil(np.maximum(pieces.start, pieces.end) + reach)
     seen = ((high >= 0) & (low < size)).all(1)
-    low = np.maximum(low, -1.0)
-    extent = (np.minimum(high, size) - low).max(1) + 1
-    patches = np.asarray([5, 7, 10, 15, 24, 40, 70, 120, 220, 420, 800, 1200])
-    group = np.searchsorted(patches, extent)
+    low = np.maximum(low, 0)
+    group = np.searchsorted(WINDOWS, (np.minimum(high, size - 1) - low).max(1) + 1)
+    group[~seen] = -1
     for g in np.unique(group[seen]):
-        chosen = np.flatnonzero(seen & (group == g))
-        patch = int(patches[g])
-        block = max(1, 400_000 // patch**2)
+        chosen = np.flatnonzero(group == g)
+        window = min(int(WINDOWS[g]), size)
+        block = max(1, 400_000 // window**2)
         for first in range(0, len(chosen), block):
-            _draw_windows(canvas, pieces, chosen[first : first + block], low, patch, size)
-    return canvas.reshape(size, size).astype(np.float32)
+            index, value = _draw_windows(pieces, chosen[first : first + block], low, window, size)
+            indices.append(index)
+            values.append(value)
+    total = np.bincount(np.concatenate(indices), np.concatenate(values), minlength=size * size)
+    return total.reshape(size, size).astype(np.float32)
 
 
 def _draw_windows(
-    canvas: NDArray[np.float64], pieces: Segments, which: NDArray[np.intp], low: Array, patch: int, size: int
-) -> None:
-    """Add one group of equally large windows to the flat canvas, in place."""
-    offset = np.arange(patch, dtype=np.float32)
-    corner = low[which]
+    pieces: Segments, which: NDArray[np.intp], low: Array, window: int, size: int
+) -> tuple[NDArray[np.int64], Array]:
+    """Flat pixel indices and values of one group of equally large windows, moved to lie inside the image."""
+    offset = np.arange(window, dtype=np.float32)
+    corner = np.minimum(low[which], np.float32(size - window))
     a, b = pieces.start[which] - corner, pieces.end[which] - corner
     step = b - a
-    run2 = (step**2).sum(1) + 1e-6
-    run = np.sqrt(run2)
+    run2 = (step**2).sum(1) + np.float32(1e-6)
     radius, peak = pieces.radius[which], pieces.peak[which]
 
     def plane(n: Array, p: Array) -> Array:
-        """n . (pixel - p) for every pixel of every window, (S, patch, patch)."""
-        columns = n[:, :1] * offset - (n * p).sum(1)[:, None]
-        return columns[:, None, :] + (n[:, 1:] * offset)[:, :, None]
+        """n . (pixel - p) for every pixel of every window, (S, rows, columns)."""
+        return (n[:, :1] * offset - (n * p).sum(1)[:, None])[:, None, :] + (n[:, 1:] * offset)[:, :, None]
 
-    share = plane(step / run2[:, None], a)
-    np.clip(share, 0, 1, out=share)
-    value = plane(np.stack([-step[:, 1], step[:, 0]], 1) / run[:, None], a)
-    value /= share * (radius[:, 1] - radius[:, 0])[:, None, None] + radius[:, :1, None]
-    value *= value
-    np.subtract(1, value, out=value)
-    x, y = (corner[:, i : i + 1] + offset for i in (0, 1))
-    seen_x, seen_y = ((v >= 0) & (v < size) for v in (x, y))
-    hit = (value > 0) & seen_x[:, None, :] & seen_y[:, :, None]
+    across = plane(step[:, ::-1] * np.asarray([-1, 1], np.float32) / np.sqrt(run2)[:, None], a)
+    hit = np.abs(across) < radius.max(1)[:, None, None]
     hit &= plane(pieces.start_normal[which], a) >= 0
     hit &= plane(pieces.end_normal[which], b) < 0
-    where = np.flatnonzero(hit)
-    height = share * (peak[:, 1] - peak[:, 0])[:, None, None] + peak[:, :1, None]
-    chord = np.sqrt(value.ravel()[where]) * height.ravel()[where]
-    index = (y[:, :, None] * size + x[:, None, :]).astype(np.int64).ravel()[where]
-    canvas += np.bincount(index, chord, minlength=size * size)
+    flat = (len(which), window * window)
+    seg, pixel = np.nonzero(hit.reshape(flat))
+    share = plane(step / run2[:, None], a).reshape(flat)[seg, pixel]
+    np.clip(share, 0, 1, out=share)
+    distance2 = across.reshape(flat)[seg, pixel] ** 2
+
+    def chord(ends: Array, heights: Array) -> Array:
+        e, h = ends[seg], heights[seg]
+        wide = e[:, 0] + share * (e[:, 1] - e[:, 0])
+        left = 1 - distance2 / (wide * wide + np.float32(1e-12))
+        return np.sqrt(np.maximum(left, 0)) * (h[:, 0] + share * (h[:, 1] - h[:, 0]))
+
+    value = chord(radius, peak)
+    core = pieces.core[which]
+    if core.any():
+        value += chord(core, pieces.core_peak[which])
+    inside = (np.arange(window)[:, None] * size + np.arange(window)).ravel()
+    index = (corner[:, 1] * size + corner[:, 0]).astype(np.int64)[seg] + inside[pixel]
+    return index, value
 
 
 @lru_cache(maxsize=64)

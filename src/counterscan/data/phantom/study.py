@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from counterscan.data.phantom.anatomy import Body, sample_body
 from counterscan.data.phantom.cases import Case, sample_cases
 from counterscan.data.phantom.config import PhantomConfig
-from counterscan.data.phantom.detector import display, expose, metered, quanta
+from counterscan.data.phantom.detector import display, expose, metered, quanta, tone
 from counterscan.data.phantom.effects import change_of
 from counterscan.data.phantom.marks import stamp_marks
 from counterscan.data.phantom.projection import Array
@@ -20,8 +20,8 @@ from counterscan.data.phantom.prose import write_report
 from counterscan.data.phantom.thorax import Change, Thorax
 from counterscan.data.phantom.view import Acquisition, Frame, sample_acquisition
 
-VISIBLE_MM = 4.0  # a change of the line integral this large (mm of water) belongs to the lesion mask ...
-VISIBLE_SHARE = 0.3  # ... or this share of the finding's largest change, for faint ones
+VISIBLE = 0.02  # a change of grey (0 to 1, before noise) this large belongs to the lesion mask ...
+VISIBLE_SHARE = 0.25  # ... or this share of the finding's largest change, for faint ones
 _BODY, _ACQUISITION, _CASES, _SHORTCUT, _PROSE = range(5)
 
 
@@ -33,7 +33,7 @@ class PhantomStudy:
         image: (H, W) float32 in [-1, 1] on 256 levels, larger = brighter = denser.
         twin: the same body, acquisition and quanta without any finding; identical to ``image`` when there is none.
             Carries the same markers and, if planted, the same shortcut tag.
-        masks: finding -> (H, W) bool, where that finding alone changes the line integrals visibly; positives only.
+        masks: finding -> (H, W) bool, where that finding alone changes the film visibly; positives only.
         labels: finding -> 0 or 1 (-1 for hedged ones when the config asks for it), every finding of the config.
         cases: what is there, with side, zone and severity.
         report: findings and impression.
@@ -63,18 +63,22 @@ def _body(seed: int, patient: int) -> Body:
     return sample_body(np.random.default_rng([seed, _BODY, patient]))
 
 
-def render(config: PhantomConfig, seed: int, index: int) -> PhantomStudy:
-    """Render one study; the same (config, seed, index) always gives the same arrays.
+def render(config: PhantomConfig, seed: int, index: int, *, without: Collection[str] = ()) -> PhantomStudy:
+    """Render one study; the same arguments always give the same arrays.
 
     Args:
         config: the data set.
         seed: the data set's seed, >= 0.
         index: which study, >= 0; ``index // images_per_patient`` is the patient.
+        without: findings to leave out of the body: the true counterpart for removing some of several findings. The tag
+            of a shortcut stays, as it is on the film and not in the body.
     """
     patient = index // config.images_per_patient
     body = _body(seed, patient)
     acquisition = sample_acquisition(np.random.default_rng([seed, _ACQUISITION, index]), body.scale, config.portable)
-    cases = tuple(sample_cases(np.random.default_rng([seed, _CASES, index]), config))
+    drawn = sample_cases(np.random.default_rng([seed, _CASES, index]), config)
+    tagged = _is_tagged(config, seed, index, {case.finding for case in drawn})
+    cases = tuple(case for case in drawn if case.finding not in without)
     thorax = Thorax(body, Frame(acquisition, config.size))
     healthy = thorax.attenuation()
     noise = quanta(acquisition, config.size)
@@ -84,12 +88,11 @@ def render(config: PhantomConfig, seed: int, index: int) -> PhantomStudy:
         changes = [change_of(thorax, case) for case in cases]
         alone = [thorax.attenuation(change) for change in changes]
         for case, attenuation in zip(cases, alone, strict=True):
-            masks[case.finding] = visible_change(attenuation - healthy)
+            masks[case.finding] = visible_change(attenuation, healthy, acquisition)
         films.append(
             _film(alone[0] if len(cases) == 1 else thorax.attenuation(_sum(changes)), healthy, thorax.frame, noise)
         )
     present = {case.finding for case in cases}
-    tagged = _is_tagged(config, seed, index, present)
     for film in films:
         stamp_marks(film, thorax.frame, tagged=tagged)
     prose = np.random.default_rng([seed, _PROSE, index])
@@ -105,14 +108,20 @@ def render_batch(config: PhantomConfig, seed: int, indices: Iterable[int]) -> li
     return [render(config, seed, int(index)) for index in indices]
 
 
-def visible_change(difference: Array) -> NDArray[np.bool_]:
-    """Pixels where the line integral changed visibly.
+def visible_change(attenuation: Array, healthy: Array, acquisition: Acquisition) -> NDArray[np.bool_]:
+    """Where a finding changes the film visibly.
+
+    The line integrals with and without it go through the display curve, free of noise and scatter: one millimetre of
+    water shows in the lung and drowns in the abdomen.
 
     Args:
-        difference: (H, W) change of attenuation, mm of water.
+        attenuation: (H, W) line integrals with the finding, mm of water.
+        healthy: (H, W) without it.
+        acquisition: gives the display curve.
     """
-    size = np.abs(difference)
-    return size > min(VISIBLE_MM, VISIBLE_SHARE * float(size.max()))
+    level = metered(healthy)
+    change = np.abs(tone(attenuation, acquisition, level) - tone(healthy, acquisition, level))
+    return change > min(VISIBLE, VISIBLE_SHARE * float(change.max()))
 
 
 def _film(attenuation: Array, healthy: Array, frame: Frame, noise: Array) -> Array:

@@ -19,6 +19,7 @@ from counterscan.data.phantom.projection import (
     length_outside,
     smooth_field,
 )
+from counterscan.data.phantom.vessels import lobar_bronchi
 from counterscan.data.phantom.view import Frame
 
 
@@ -177,6 +178,7 @@ class Thorax:
         """The body without its lungs: trunk, shoulders, arms, breasts or pectorals, stomach air, trachea (mm)."""
         b, s, y = self.body, self.body.scale, self.y[:, 0]
         rows = np.asarray([-260, -190, -168, -150, -132, -112, -80, -45, -10, 30, 100, 260], np.float32) * s
+        rows[1:6] += b.shoulder
         wall = b.half_width + b.wall
         width = np.asarray([54, 58, 74, 118, 172, 202, 206, 190, 0, 0, 0, 0], np.float32) * s
         width[8:] = wall + np.asarray([16, 8, 5, 8]) * s
@@ -237,7 +239,8 @@ class Thorax:
     @cached_property
     def bronchi(self) -> Array:
         """Chord of the bronchi inside the lungs (mm, negative)."""
-        return draw(self.frame.cut([self.body.bronchi]), self.frame.size)
+        tubes = lobar_bronchi(np.random.default_rng(self.body.bronchi_seed), self.body.scale)
+        return draw(self.frame.cut([tubes]), self.frame.size)
 
     def density(self) -> Array:
         """Density of healthy parenchyma: more at the bases, (H, 1)."""

@@ -27,6 +27,7 @@ class Acquisition:
         heel: attenuation that the heel effect fakes from top to bottom, mm.
         toe: curvature of the display curve.  black: grey level of the unattenuated beam, 0 to 1.
         marker: whether a side marker lies on the film, unrelated to any finding.
+        collimation: unexposed borders at left, top, right and bottom, shares of the side.
         noise_seed: seeds the quanta.
     """
 
@@ -44,20 +45,21 @@ class Acquisition:
     toe: float
     black: float
     marker: bool
+    collimation: tuple[float, float, float, float]
     noise_seed: int
 
 
 def sample_acquisition(rng: np.random.Generator, body_scale: float, portable: float) -> Acquisition:
     """Draw an acquisition; ``portable`` is the share of AP films. Nothing here knows of findings."""
-    u = rng.uniform(-1, 1, 8)
-    n = rng.normal(size=6)
+    u = rng.uniform(-1, 1, 8).tolist()
+    n = rng.normal(size=6).tolist()
     ap = rng.random() < portable
     return Acquisition(
         projection="AP" if ap else "PA",
         source_mm=(1150 + 120 * u[0]) if ap else 1830.0,
-        field_mm=(385 + 22 * u[1]) * body_scale,
-        shift_mm=(9 * u[2], -6 + 12 * u[3]),
-        lean=0.018 * n[0],
+        field_mm=(384 + 30 * u[1]) * body_scale,
+        shift_mm=(13 * u[2], -6 + 15 * u[3]),
+        lean=0.022 * n[0],
         turn=0.022 * n[1] * (1.6 if ap else 1.0),
         exposure=11.0 * n[2],
         latitude=float(np.exp(0.16 * n[3])),
@@ -67,8 +69,17 @@ def sample_acquisition(rng: np.random.Generator, body_scale: float, portable: fl
         toe=0.12 * u[6],
         black=0.035 + 0.03 * u[7],
         marker=bool(rng.random() < 0.7),
+        collimation=_collimation(rng),
         noise_seed=int(rng.integers(2**62)),
     )
+
+
+def _collimation(rng: np.random.Generator) -> tuple[float, float, float, float]:
+    """Borders of a film whose field was narrowed, in a quarter of the films."""
+    narrowed, left, top, right, bottom = rng.random(5)
+    if narrowed > 0.25:
+        return (0.0, 0.0, 0.0, 0.0)
+    return (0.03 * left, 0.05 * top, 0.03 * right, 0.05 * bottom)
 
 
 class Frame:
