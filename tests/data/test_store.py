@@ -221,7 +221,8 @@ def test_pixels_that_are_no_image_are_not_valid(tmp_path: Path) -> None:
 
 
 def test_processes_give_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "CHUNK", 4)
+    monkeypatch.setattr(prepare_module, "CHUNK", 2)
+    monkeypatch.setattr(prepare_module, "SPAWN_PAYS", 0)
     table = make_set(tmp_path / "set")
     table.image_path(6).write_bytes(b"bad")
     seen: list[int] = []
@@ -349,9 +350,9 @@ def test_fifty_thousand_rows_open_fast(tmp_path: Path) -> None:
     prepare(make_set(tmp_path / "set", 4), tmp_path / "store", size=8, recipe=RANGE, workers=1)
     out = tmp_path / "store"
     one = pd.read_parquet(out / "rows.parquet").iloc[[3]]
-    pd.concat([one] * count).to_parquet(out / "rows.parquet")
+    one.iloc[np.zeros(count, int)].to_parquet(out / "rows.parquet")
     frame = pd.read_parquet(out / "table.parquet").iloc[[3]]
-    frame = pd.concat([frame] * count).assign(image=[f"{i}.png" for i in range(count)])
+    frame = frame.iloc[np.zeros(count, int)].assign(image=[f"{i}.png" for i in range(count)])
     frame.assign(patient=[f"p{i}" for i in range(count)]).to_parquet(out / "table.parquet")
     with open(out / "images.npy", "wb") as handle:
         np.lib.format.write_array_header_1_0(handle, {"descr": "|u1", "fortran_order": False, "shape": (count, 8, 8)})

@@ -88,12 +88,13 @@ class Check(TableOptions):
 
 def _unreadable(table: StudyTable) -> list[tuple[int, str, str]]:
     """(spreadsheet row, image, reason) of images that cannot be read."""
+    from rich.console import Console
     from rich.progress import track
 
     from counterscan.data.readers import read_image
 
     bad = []
-    for row in track(range(len(table)), description="reading", transient=True):
+    for row in track(range(len(table)), "reading", transient=True, console=Console(stderr=True)):
         try:
             read_image(table.image_path(row), frame=table.frame_number(row))
         except Exception as error:  # decoders of broken files raise anything, and this command is there to list it
@@ -166,6 +167,7 @@ class Prepare(TableOptions):
     """Try rows again that could not be decoded before."""
 
     def run(self) -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         from counterscan.cli.tables import say, show_bad_file
@@ -173,7 +175,7 @@ class Prepare(TableOptions):
 
         table = self.read(labelled=False)
         columns = (TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, transient=True) as bar:
+        with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:
             task = bar.add_task("preparing", total=len(table))
             report = prepare(
                 table,
@@ -188,7 +190,7 @@ class Prepare(TableOptions):
             f"{report.out}: {report.good:,} images at {self.size} px ({report.decoded:,} decoded now, "
             f"{report.reused:,} reused, {report.masks:,} with a mask) in {report.seconds:.1f} s"
         )
-        show_bad_file(report.out / "bad.csv", report.bad)
+        show_bad_file(report.out / "bad.csv", report.bad, report.rows)
 
 
 @dataclass

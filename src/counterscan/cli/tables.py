@@ -21,7 +21,8 @@ def show_table(table: StudyTable, title: str) -> None:
     """Images, patients and labels per split."""
     frame = table.frame
     present = [s for s in ("train", "val", "test", "") if (frame["split"] == s).any()]
-    rows = Table(title=f"{title}: {len(table):,} images, {frame['patient'].nunique():,} patients", title_justify="left")
+    say(f"{title}: {len(table):,} images, {frame['patient'].nunique():,} patients")
+    rows = Table()
     rows.add_column("split")
     for name in ("images", "patients", "pixel masks", "boxes", "no lesion (known)"):
         rows.add_column(name, justify="right")
@@ -33,6 +34,7 @@ def show_table(table: StudyTable, title: str) -> None:
     console = Console()
     console.print(rows)
     if table.findings:
+        say("images by label (1 present, 0 absent, -1 uncertain, blank unmentioned), and with the finding by split:")
         console.print(_label_counts(table, present))
 
 
@@ -60,7 +62,8 @@ def show_bad(bad: Sequence[tuple[int, str, str]], total: int, limit: int = 20) -
     if not bad:
         say(f"all {total:,} images can be read")
         return 0
-    shown = Table(title=f"{len(bad):,} of {total:,} images cannot be read", title_justify="left")
+    say(f"{len(bad):,} of {total:,} images cannot be read:")
+    shown = Table()
     for name in ("row", "image", "reason"):
         shown.add_column(name, overflow="fold")
     for row, image, reason in bad[:limit]:
@@ -71,12 +74,12 @@ def show_bad(bad: Sequence[tuple[int, str, str]], total: int, limit: int = 20) -
     return 1
 
 
-def show_bad_file(path: Path, count: int) -> None:
+def show_bad_file(path: Path, count: int, total: int) -> None:
     """The first bad rows of a store, and where the others are listed."""
     if count:
         import pandas as pd
 
         rows = pd.read_csv(path, dtype=str, keep_default_na=False)
         listed = [(int(r), i, why) for r, i, why in zip(rows["row"], rows["image"], rows["reason"], strict=True)]
-        show_bad(listed, count, limit=10)
+        show_bad(listed, total, limit=10)
         say(f"left out, and listed in {path}")

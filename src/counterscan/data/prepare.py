@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from counterscan.data.intensity import IntensityRecipe
 
 CHUNK = 64
+SPAWN_PAYS = 8.0  # seconds of decoding that is left; starting processes (each imports torch) costs as much
 Progress = Callable[[int, int], None]
 
 
@@ -89,7 +90,7 @@ def prepare(
         size: side of the square grid, in pixels; images are letterboxed into it.
         recipe: how intensities become [-1, 1]; None keeps the recipe of an existing store, or fits one to a sample of
             the training rows (of all rows when there is no split).
-        workers: decoding processes; 1 decodes in this one.
+        workers: decoding processes; with 1, or for a few seconds of work, all is done in this one.
         dtype: "uint8", or "uint16" for images whose contrast needs more than 256 steps.
         retry_bad: decode rows again that were bad (after installing a codec, say).
         progress: called with (rows done, rows in all).
@@ -312,15 +313,19 @@ class _Run:
         from counterscan.data.decode import decode_chunk, run_chunk, start_worker
 
         parts = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
-        workers = min(self.workers, len(parts))
-        if workers <= 1:
-            yield from (run_chunk(self._jobs(part), settings) for part in parts)
+        began = time.perf_counter()
+        if parts:
+            yield run_chunk(self._jobs(parts[0]), settings)
+        left = (time.perf_counter() - began) * (len(parts) - 1)
+        workers = min(self.workers, len(parts) - 1)
+        if workers <= 1 or left < SPAWN_PAYS:
+            yield from (run_chunk(self._jobs(part), settings) for part in parts[1:])
             return
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(settings,))
         try:
             waiting: set[Future[list[dict[str, Any]]]] = set()
-            for part in parts:
+            for part in parts[1:]:
                 waiting.add(pool.submit(decode_chunk, self._jobs(part)))
                 if len(waiting) >= 2 * workers:  # jobs are made as they are needed, whatever the size of the set
                     ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
