@@ -1,0 +1,1 @@
+"""Counterparts for people: an HTML page per run, and files per image."""
