@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from counterscan.data.phantom.projection import (
+    Network,
     Tubes,
     around,
     draw,
@@ -36,6 +37,10 @@ def one_tube(start: tuple, end: tuple, radius: float, density: float = 1.0, limi
         np.full(1, density, np.float32),
         limit,
     )
+
+
+def network(*parts: Tubes) -> Network:
+    return Network.of(parts)
 
 
 @pytest.mark.parametrize("radius", [3.0, 17.5])
@@ -76,7 +81,7 @@ def test_length_outside_a_union_against_sampling():
 
 def test_chord_of_a_cylinder_across():
     frame = Frame(acquisition(), 256)  # 1 mm a pixel
-    image = draw(frame.cut([one_tube((-60, 0.5, 0), (60, 0.5, 0), 20.0)]), 256)
+    image = draw(frame.cut(network(one_tube((-60, 0.5, 0), (60, 0.5, 0), 20.0))), 256)
     y = frame.y[:, 0] - 0.5
     expected = 2 * np.sqrt(np.maximum(400 - y**2, 0))
     middle = np.abs(y) < 19
@@ -86,15 +91,15 @@ def test_chord_of_a_cylinder_across():
 
 def test_slanted_cylinder_is_longer_by_its_slant():
     frame = Frame(acquisition(), 256)
-    flat = draw(frame.cut([one_tube((-60, 0.5, 0), (60, 0.5, 0), 8.0)]), 256)
-    slanted = draw(frame.cut([one_tube((-60, 0.5, -60), (60, 0.5, 60), 8.0)]), 256)
+    flat = draw(frame.cut(network(one_tube((-60, 0.5, 0), (60, 0.5, 0), 8.0))), 256)
+    slanted = draw(frame.cut(network(one_tube((-60, 0.5, -60), (60, 0.5, 60), 8.0))), 256)
     assert slanted[128, 128] / flat[128, 128] == pytest.approx(np.sqrt(2), rel=1e-3)
 
 
 def test_tube_weight_is_its_volume_at_every_size_even_thinner_than_a_pixel():
     for size in (32, 64, 128, 256):
         frame = Frame(acquisition(), size)
-        image = draw(frame.cut([one_tube((-60, -20, 0), (50, 33, 0), 0.8)]), size)
+        image = draw(frame.cut(network(one_tube((-60, -20, 0), (50, 33, 0), 0.8))), size)
         volume = image.sum(dtype=float) * frame.pixel_mm**2
         assert volume == pytest.approx(np.pi * 0.64 * np.hypot(110, 53), rel=0.06)
 
@@ -104,15 +109,15 @@ def test_bent_chain_has_neither_gap_nor_double_joint():
     nodes = np.stack([80 * np.cos(angle), 80 * np.sin(angle) - 40, 0 * angle], -1)[None].astype(np.float32)
     tubes = Tubes(nodes, np.full((1, 17), 6, np.float32), np.ones(1, np.float32))
     frame = Frame(acquisition(), 256)
-    image = draw(frame.cut([tubes]), 256)
-    column, row = (np.rint(v).astype(int) for v in frame.pixels(nodes)[0][0, 1:-1].T)
+    image = draw(frame.cut(network(tubes)), 256)
+    column, row = (np.rint(v).astype(int) for v in frame.pixels(nodes[0].T)[0][:, 1:-1])
     np.testing.assert_allclose(image[row, column], 12, rtol=0.03)
 
 
 def test_a_wall_is_the_outer_minus_the_inner_tube():
     frame = Frame(acquisition(), 256)
     outer = one_tube((-60, 0.5, 0), (60, 0.5, 0), 10.0)
-    image = draw(frame.cut([outer.with_wall(2.0, 1.5, 0.5)]), 256)
+    image = draw(frame.cut(network(outer.with_wall(2.0, 1.5, 0.5))), 256)
     assert image[128, 128] == pytest.approx(1.5 * 20 - 1.0 * 16, rel=0.01)
 
 

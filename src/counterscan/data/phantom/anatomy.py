@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from counterscan.data.phantom.projection import Array, Tubes, merge
+from counterscan.data.phantom.projection import Array, Network, Tubes
 from counterscan.data.phantom.skeleton import skeleton
 from counterscan.data.phantom.vessels import airways, pulmonary_tree
 
@@ -38,8 +38,8 @@ class Body:
     breast_y: float
     bubble: tuple[float, float, float]  # half-width, half-height and half-depth of the gastric air bubble; 0 = none
     lung_density: float
-    fixed: list[Tubes]  # bones, trachea and main bronchi (carved out), the minor fissure where the beam grazes it
-    vessels: list[Tubes]
+    fixed: Network  # bones, trachea and main bronchi (carved out), the minor fissure where the beam grazes it
+    vessels: Network
     bronchi_seed: int  # of the bronchi within the lungs, seen only where the lung is airless
     coarse: Array  # (9, 9) soft-tissue variation
     medium: Array  # (26, 26)
@@ -48,7 +48,8 @@ class Body:
     def profile(self, y: Array, apex_drop: float = 0.0, inset: float = 0.0) -> tuple[Array, Array, Array]:
         """The rib cage at height y: lateral wall, medial wall (distances from the midline) and half-depth, mm.
 
-        Above the apex and below the costophrenic angles the half-depth is 0. ``apex_drop`` and ``inset`` shrink the outline, as a collapsing lung does.
+        Above the apex and below the costophrenic angles the half-depth is 0. ``apex_drop`` and ``inset`` shrink the
+        outline, as a collapsing lung does.
         """
         top = self.apex + apex_drop
         t = np.clip((y - top) / (self.floor - top), 0, 1)
@@ -97,8 +98,10 @@ def sample_body(rng: np.random.Generator) -> Body:
         breast_y=((48 + 14 * u[14]) if female else -48) * scale,
         bubble=bubble,
         lung_density=0.24 + 0.035 * u[15],
-        fixed=merge([*skeleton(rng, scale, half_width, apex, crest), airways(rng, scale), *_minor_fissure(rng, scale)]),
-        vessels=pulmonary_tree(rng, scale, half_width, crest),
+        fixed=Network.of(
+            [*skeleton(rng, scale, half_width, apex, crest), airways(rng, scale), *_minor_fissure(rng, scale)]
+        ),
+        vessels=Network.of(pulmonary_tree(rng, scale, half_width, crest)),
         bronchi_seed=int(rng.integers(2**62)),
         coarse=rng.normal(size=(9, 9)).astype(np.float32),
         medium=rng.normal(size=(26, 26)).astype(np.float32),

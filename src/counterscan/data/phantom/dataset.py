@@ -109,8 +109,8 @@ def write_phantom(
     """Render n studies into a folder.
 
     Writes ``images/``, ``twins/`` and ``masks/`` (8-bit PNG; the union of all findings and one mask per finding, only
-    where it is present), ``phantom.json`` (settings) and last ``table.csv``: a folder without it is incomplete and may be
-    rendered again. Rows are split by patient into train, val and test (0.7, 0.1, 0.2). Extra columns: ``view``,
+    where it is present), ``phantom.json`` (settings) and last ``table.csv``: a folder without it is incomplete and may
+    be rendered again. Rows are split by patient into train, val and test (0.7, 0.1, 0.2). Extra columns: ``view``,
     ``shortcut`` (1 where the tag is) and ``attributes`` (JSON: side, zone, severity and measures of each finding).
 
     Args:

@@ -12,7 +12,17 @@ from collections.abc import Callable
 import numpy as np
 
 from counterscan.data.phantom.cases import Case
-from counterscan.data.phantom.projection import EMPTY, Array, Tubes, around, draw, half_chord, length, smooth_field
+from counterscan.data.phantom.projection import (
+    EMPTY,
+    Array,
+    Network,
+    Tubes,
+    around,
+    draw,
+    half_chord,
+    length,
+    smooth_field,
+)
 from counterscan.data.phantom.thorax import Change, Shape, Thorax
 
 HEALTHY = Shape()
@@ -24,13 +34,6 @@ def change_of(thorax: Thorax, case: Case) -> Change:
     return EFFECTS[case.finding](thorax, case, np.random.default_rng(case.seed))
 
 
-def zone_of(thorax: Thorax, y: float, sign: int) -> str:
-    """Third of the lung at height y: "upper", "mid" or "lower"."""
-    crest = thorax.body.dome[0 if sign < 0 else 1]
-    share = (y - thorax.body.apex) / (crest - thorax.body.apex)
-    return "upper" if share < 0.4 else "mid" if share < 0.66 else "lower"
-
-
 def _height(thorax: Thorax, zone: str, sign: int, spread: float) -> float:
     crest = thorax.body.dome[0 if sign < 0 else 1]
     return thorax.body.apex + (ZONE_Y[zone] + spread) * (crest - thorax.body.apex)
@@ -38,9 +41,8 @@ def _height(thorax: Thorax, zone: str, sign: int, spread: float) -> float:
 
 def _mottle(rng: np.random.Generator, size: int, *grids: int) -> Array:
     """Random texture of about unit variance from coarse to fine."""
-    return sum(
-        (smooth_field(rng.normal(size=(g, g)).astype(np.float32), size) for g in grids), np.float32(0)
-    ) * np.float32(1.5 / np.sqrt(len(grids)))
+    layers = [smooth_field(rng.normal(size=(g, g)).astype(np.float32), size) for g in grids]
+    return np.sum(layers, axis=0) * np.float32(1.5 / len(grids) ** 0.5)
 
 
 def consolidation(thorax: Thorax, case: Case, rng: np.random.Generator) -> Change:
@@ -97,7 +99,7 @@ def pleural_effusion(thorax: Thorax, case: Case, rng: np.random.Generator) -> Ch
 
 
 def cardiomegaly(thorax: Thorax, case: Case, rng: np.random.Generator) -> Change:
-    """A larger heart, mostly towards the left; the ratio of its width to that of the chest is measured for the report."""
+    """A larger heart, mostly towards the left; the ratio of its width to that of the chest goes into the report."""
     healthy = cardiothoracic_ratio(thorax, 1.0)
     target = max(0.535 + 0.14 * case.severity, healthy + 0.045)
     low, high = 1.0, 2.0
@@ -120,7 +122,7 @@ def cardiothoracic_ratio(thorax: Thorax, grow: float) -> float:
 
 
 def edema(thorax: Thorax, case: Case, rng: np.random.Generator) -> Change:
-    """Hazy water around the hila or in the bases, engorged vessels with blurred edges, septal lines from moderate on."""
+    """Hazy water around the hila or in the bases, engorged and blurred vessels, septal lines from moderate on."""
     s, b, size = case.severity, thorax.body, thorax.frame.size
     y0 = (-12 if case.zone == "perihilar" else 32) * b.scale
     ax = np.abs(thorax.x)
@@ -133,7 +135,9 @@ def edema(thorax: Thorax, case: Case, rng: np.random.Generator) -> Change:
     water = air * np.clip(haze * grain, 0, 0.85)
     tissue: Array | float = 0.0
     if s > 0.35:
-        tissue = draw(thorax.frame.cut([_septa(thorax, rng, int(4 + 6 * s))]), size) * np.clip(air / 30, 0, 1)
+        tissue = draw(thorax.frame.cut(Network.of([_septa(thorax, rng, int(4 + 6 * s))])), size) * np.clip(
+            air / 30, 0, 1
+        )
         case.measures["septal_lines"] = 1.0
     return Change(water=water, vessels=1 - 0.35 * s * np.exp(-q), engorged=1.12 + 0.34 * s, tissue=tissue)
 
@@ -170,9 +174,9 @@ def atelectasis(thorax: Thorax, case: Case, rng: np.random.Generator) -> Change:
         thick = (1.6 + 2.2 * s * rng.uniform(0.7, 1.2)) * b.scale
         radius.append(thick * np.asarray([0.5, 1, 1, 0.9, 0.6]))
         density.append((20 + 16 * s) / (2 * thick) * 0.62)  # a plate 20 to 36 mm deep seen on edge
-    plates = Tubes(*(np.asarray(v, np.float32) for v in (nodes, radius, density)))
+    plates = Tubes(np.asarray(nodes, np.float32), np.asarray(radius, np.float32), np.asarray(density, np.float32))
     air = thorax.air(thorax.cage, HEALTHY)
-    tissue = draw(thorax.frame.cut([plates]), thorax.frame.size) * np.clip(air / 25, 0, 1)
+    tissue = draw(thorax.frame.cut(Network.of([plates])), thorax.frame.size) * np.clip(air / 25, 0, 1)
     change = Change(tissue=tissue, shape=Shape(lift=(lift, 0.0) if sign < 0 else (0.0, lift)))
     if s > 0.72:
         shift = sign * (2.5 + 10 * (s - 0.72)) * b.scale

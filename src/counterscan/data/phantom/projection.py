@@ -7,7 +7,8 @@ empty one has ``low > high``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -84,10 +85,6 @@ class Tubes:
     core: Array | None = None  # (C, K) radius of a core of other density, mm
     core_density: Array | None = None  # (C,)
 
-    def scaled(self, factor: float) -> Tubes:
-        """The same solid tubes, thicker or thinner."""
-        return Tubes(self.nodes, self.radius * np.float32(factor), self.density, self.limit)
-
     def with_wall(self, wall: float, dense: float, core: float) -> Tubes:
         """Bones: a cortical wall (mm) of density ``dense`` times the tubes' own around a core of density ``core``."""
         inner = np.maximum(self.radius - np.float32(wall), 0.05 * self.radius).astype(np.float32)
@@ -96,78 +93,104 @@ class Tubes:
 
 
 @dataclass(frozen=True)
+class Network:
+    """All chains of a structure as one list of M nodes and S straight pieces, so that they are projected in one go."""
+
+    nodes: Array  # (3, M) mm
+    radius: Array  # (M,) mm
+    core: Array  # (M,) mm, 0 where solid
+    first: NDArray[np.intp]  # (S,) node a piece starts from; it ends at the next one
+    density: Array  # (S,)
+    core_extra: Array  # (S,) density of the core minus that around it
+    slant: Array  # (S,) 1 / sin of the angle between tube and ray
+
+    @classmethod
+    def of(cls, parts: Sequence[Tubes]) -> Network:
+        """Flatten chains."""
+        columns: list[list[NDArray[Any]]] = [[] for _ in fields(cls)]
+        count = 0
+        for part in parts:
+            chains, nodes = part.radius.shape
+            move = np.diff(part.nodes, axis=1).reshape(-1, 3) ** 2
+            flat = move[:, 0] + move[:, 1]
+            first = (np.arange(chains)[:, None] * nodes + np.arange(nodes - 1)).ravel() + count
+            core, extra = np.zeros_like(part.radius), np.zeros_like(part.density)
+            if part.core is not None and part.core_density is not None:
+                core, extra = part.core, part.core_density - part.density
+            values = (
+                part.nodes.reshape(-1, 3).T,
+                part.radius.ravel(),
+                core.ravel(),
+                first,
+                np.repeat(part.density, nodes - 1),
+                np.repeat(extra, nodes - 1),
+                np.minimum(np.sqrt((flat + move[:, 2]) / (flat + 1e-9)), part.limit),
+            )
+            for column, value in zip(columns, values, strict=True):
+                column.append(value)
+            count += chains * nodes
+        whole: list[NDArray[Any]] = [np.concatenate(column, axis=-1) for column in columns]
+        cast: list[Any] = [v if v.dtype.kind == "i" else v.astype(np.float32) for v in whole]
+        return cls(*cast)
+
+    def scaled(self, factor: float) -> Network:
+        """The same with thicker or thinner tubes."""
+        return replace(self, radius=self.radius * np.float32(factor))
+
+
+@dataclass(frozen=True)
 class Segments:
-    """Projected straight pieces in pixels, each bounded by the mitre lines it shares with its neighbours."""
+    """Projected straight pieces in pixels, each bounded by the mitre lines it shares with its neighbours.
 
-    start: Array  # (S, 2)
-    end: Array  # (S, 2)
-    start_normal: Array  # (S, 2) unit, along the chain
-    end_normal: Array  # (S, 2)
-    radius: Array  # (S, 2) drawn radius at both ends, px
-    peak: Array  # (S, 2) chord on the axis times density at both ends, mm
-    core: Array  # (S, 2) radius of the core, px; 0 for solid tubes
-    core_peak: Array  # (S, 2) what the core adds on the axis
+    Positions and directions are (2, S): column, row. Radii (px) and peaks, the chord on the axis times density (mm),
+    are (2, S): at start and end.
+    """
 
-
-def merge(parts: list[Tubes]) -> list[Tubes]:
-    """Put chains of equal node count and limit together, so that they are projected in one go."""
-    groups: dict[tuple[int, float, bool], list[Tubes]] = {}
-    for part in parts:
-        groups.setdefault((part.nodes.shape[1], part.limit, part.core is None), []).append(part)
-    merged = []
-    for (_, limit, solid), group in groups.items():
-        nodes, radius, density = (np.concatenate([getattr(t, n) for t in group]) for n in ("nodes", "radius", "density"))
-        core, weight = (None if solid else np.concatenate([getattr(t, n) for t in group]) for n in ("core", "core_density"))
-        merged.append(Tubes(nodes, radius, density, limit, core, weight))
-    return merged
+    start: Array
+    end: Array
+    start_normal: Array
+    end_normal: Array
+    radius: Array
+    peak: Array
+    core: Array
+    core_peak: Array
 
 
-def segments(tubes: Tubes, pixels: Array, pixel_mm: float, magnification: Array) -> Segments:
+def segments(network: Network, pixels: Array, pixel_mm: float, magnification: Array) -> Segments:
     """Cut projected chains into mitred segments.
 
-    Tubes thinner than a pixel are drawn wider and fainter with the same cross-section, so that a vessel weighs the same
-    at every image size.
+    Tubes thinner than a pixel are drawn wider and fainter with the same cross-section, so that a vessel weighs the
+    same at every image size.
 
     Args:
-        tubes: the chains.
-        pixels: (C, K, 2) their nodes projected to (column, row) in pixels.
+        network: the chains.
+        pixels: (2, M) their nodes projected to (column, row) in pixels.
         pixel_mm: pixel pitch.
-        magnification: (C, K) of the nodes.
+        magnification: (M,) of the nodes.
     """
-    step = np.diff(pixels, axis=1)  # (C, K-1, 2)
-    run = np.sqrt((step**2).sum(-1)) + 1e-6
-    along = step / run[..., None]
-    normal = np.empty_like(pixels)
-    normal[:, 0], normal[:, -1] = along[:, 0], along[:, -1]
-    if pixels.shape[1] > 2:
-        joint = along[:, :-1] + along[:, 1:]
-        normal[:, 1:-1] = joint / (np.sqrt((joint**2).sum(-1, keepdims=True)) + 1e-6)
-    real = np.sqrt((np.diff(tubes.nodes, axis=1) ** 2).sum(-1)) + 1e-6
-    flat = np.sqrt((np.diff(tubes.nodes[..., :2], axis=1) ** 2).sum(-1)) + 1e-6
-    slant = np.minimum(real / flat, tubes.limit)  # 1 / sin of the angle between tube and ray
-    slant = slant.reshape(-1, 1)
+    here, there = network.first, network.first + 1
+    start, end = pixels[:, here], pixels[:, there]
+    step = end - start
+    along = step / (np.sqrt(_dot(step, step)) + np.float32(1e-6))
+    normal = np.zeros_like(pixels)
+    normal[:, here] += along  # a joint looks along the mean of its two pieces; a free end along its one
+    normal[:, there] += along
+    normal /= np.sqrt(_dot(normal, normal)) + np.float32(1e-6)
 
     def profile(radius: Array, density: Array) -> tuple[Array, Array]:
-        """Drawn radius (px) and chord on the axis times density (mm) at both ends of each segment."""
-        true = radius * magnification / np.float32(pixel_mm)
-        drawn = np.sqrt(true**2 + np.float32(0.36))
-        peak = density[:, None] * (2.0 * radius * true / drawn)
-        wide, high = (np.stack([v[:, :-1], v[:, 1:]], -1).reshape(-1, 2).astype(np.float32) for v in (drawn, peak))
-        return wide, high * slant
+        true = radius * magnification * np.float32(1 / pixel_mm)
+        drawn = np.sqrt(true * true + np.float32(0.36))
+        height = 2 * radius * true / drawn
+        weight = density * network.slant
+        return np.stack([drawn[here], drawn[there]]), np.stack([height[here] * weight, height[there] * weight])
 
-    outer = profile(tubes.radius, tubes.density)
-    if tubes.core is None or tubes.core_density is None:
-        inner = (np.zeros_like(outer[0]), np.zeros_like(outer[1]))
-    else:
-        inner = profile(tubes.core, tubes.core_density - tubes.density)
-    ends = (pixels[:, :-1], pixels[:, 1:], normal[:, :-1], normal[:, 1:])
-    a, b, na, nb = (v.reshape(-1, 2).astype(np.float32) for v in ends)
-    return Segments(a, b, na, nb, *outer, *inner)
+    outer, inner = profile(network.radius, network.density), profile(network.core, network.core_extra)
+    return Segments(start, end, normal[:, here], normal[:, there], *outer, *inner)
 
 
-def join(parts: list[Segments]) -> Segments:
-    """All segments of several chains in one list."""
-    return Segments(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Segments)))
+def _dot(a: Array, b: Array) -> Array:
+    """Scalar products of (2, S) vectors."""
+    return a[0] * b[0] + a[1] * b[1]
 
 
 def draw(pieces: Segments, size: int) -> Array:
@@ -177,12 +200,13 @@ def draw(pieces: Segments, size: int) -> Array:
     the slant. Segments are drawn in small windows, grouped by window size.
     """
     indices, values = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
-    reach = pieces.radius.max(1)[:, None]
+    reach = np.maximum(pieces.radius[0], pieces.radius[1])
     low = np.floor(np.minimum(pieces.start, pieces.end) - reach)
     high = np.ceil(np.maximum(pieces.start, pieces.end) + reach)
-    seen = ((high >= 0) & (low < size)).all(1)
+    seen = (high[0] >= 0) & (high[1] >= 0) & (low[0] < size) & (low[1] < size)
     low = np.maximum(low, 0)
-    group = np.searchsorted(WINDOWS, (np.minimum(high, size - 1) - low).max(1) + 1)
+    extent = np.minimum(high, size - 1) - low
+    group = np.searchsorted(WINDOWS, np.maximum(extent[0], extent[1]) + 1)
     group[~seen] = -1
     for g in np.unique(group[seen]):
         chosen = np.flatnonzero(group == g)
@@ -201,38 +225,40 @@ def _draw_windows(
 ) -> tuple[NDArray[np.int64], Array]:
     """Flat pixel indices and values of one group of equally large windows, moved to lie inside the image."""
     offset = np.arange(window, dtype=np.float32)
-    corner = np.minimum(low[which], np.float32(size - window))
-    a, b = pieces.start[which] - corner, pieces.end[which] - corner
+    corner = np.minimum(low[:, which], np.float32(size - window))
+    a, b = pieces.start[:, which] - corner, pieces.end[:, which] - corner
     step = b - a
-    run2 = (step**2).sum(1) + np.float32(1e-6)
-    radius, peak = pieces.radius[which], pieces.peak[which]
+    run2 = _dot(step, step) + np.float32(1e-6)
+    radius, peak = pieces.radius[:, which], pieces.peak[:, which]
 
     def plane(n: Array, p: Array) -> Array:
         """n . (pixel - p) for every pixel of every window, (S, rows, columns)."""
-        return (n[:, :1] * offset - (n * p).sum(1)[:, None])[:, None, :] + (n[:, 1:] * offset)[:, :, None]
+        columns = n[0][:, None] * offset - _dot(n, p)[:, None]
+        return columns[:, None, :] + (n[1][:, None] * offset)[:, :, None]
 
-    across = plane(step[:, ::-1] * np.asarray([-1, 1], np.float32) / np.sqrt(run2)[:, None], a)
-    hit = np.abs(across) < radius.max(1)[:, None, None]
-    hit &= plane(pieces.start_normal[which], a) >= 0
-    hit &= plane(pieces.end_normal[which], b) < 0
-    flat = (len(which), window * window)
-    seg, pixel = np.nonzero(hit.reshape(flat))
-    share = plane(step / run2[:, None], a).reshape(flat)[seg, pixel]
+    across = plane(np.stack([-step[1], step[0]]) / np.sqrt(run2), a)
+    hit = np.abs(across) < np.maximum(radius[0], radius[1])[:, None, None]
+    hit &= plane(pieces.start_normal[:, which], a) >= 0
+    hit &= plane(pieces.end_normal[:, which], b) < 0
+    item = np.flatnonzero(hit)
+    seg = np.repeat(np.arange(len(which)), np.count_nonzero(hit.reshape(len(which), -1), axis=1))
+    pixel = item - seg * window**2
+    share = plane(step / run2, a).ravel()[item]
     np.clip(share, 0, 1, out=share)
-    distance2 = across.reshape(flat)[seg, pixel] ** 2
+    distance2 = across.ravel()[item]
+    distance2 *= distance2
 
     def chord(ends: Array, heights: Array) -> Array:
-        e, h = ends[seg], heights[seg]
-        wide = e[:, 0] + share * (e[:, 1] - e[:, 0])
+        wide = ends[0][seg] + share * (ends[1] - ends[0])[seg]
         left = 1 - distance2 / (wide * wide + np.float32(1e-12))
-        return np.sqrt(np.maximum(left, 0)) * (h[:, 0] + share * (h[:, 1] - h[:, 0]))
+        return np.sqrt(np.maximum(left, 0)) * (heights[0][seg] + share * (heights[1] - heights[0])[seg])
 
     value = chord(radius, peak)
-    core = pieces.core[which]
-    if core.any():
-        value += chord(core, pieces.core_peak[which])
+    core_peak = pieces.core_peak[:, which]
+    if core_peak.any():
+        value += chord(pieces.core[:, which], core_peak)
     inside = (np.arange(window)[:, None] * size + np.arange(window)).ravel()
-    index = (corner[:, 1] * size + corner[:, 0]).astype(np.int64)[seg] + inside[pixel]
+    index = (corner[1] * size + corner[0]).astype(np.int64)[seg] + inside[pixel]
     return index, value
 
 

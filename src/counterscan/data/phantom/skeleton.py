@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from counterscan.data.phantom.projection import Array, Tubes, merge
+from counterscan.data.phantom.projection import Array, Tubes
 
 CORTEX, MARROW = 1.9, 0.36  # attenuation beyond that of soft tissue, relative to water
 
@@ -25,7 +27,7 @@ def skeleton(rng: np.random.Generator, scale: float, half_width: float, apex: fl
     for chain in (*_ribs(rng, scale, half_width, apex, spacing), *_girdle(rng, scale)):
         parts.append(chain.with_wall(1.1 * scale, CORTEX * strength, MARROW * strength))
     parts += _spine(rng, scale, apex, spacing, strength)
-    return merge(parts)
+    return parts
 
 
 def _wall(y: Array, half_width: float, apex: float, crest_to_floor: float) -> Array:
@@ -78,12 +80,12 @@ def _girdle(rng: np.random.Generator, scale: float) -> list[Tubes]:
     clavicle = [[(14, -80, 62), (36, -88, 70), (66, -99, 62), (98, -112 + lift, 40), (130, -122 + lift, 14),
                  (158 + s, -124 + lift, 0)]]  # fmt: skip
     blade = [
-        [(118 + s, -128 + lift, -70), (121 + s, -100, -76), (126 + s, -70, -82), (131 + s, -38, -84), (139 + s, -10, -84),
-         (146 + s, 6, -82)],
-        [(172 + s, -100 + lift, -40), (167 + s, -76, -54), (160 + s, -50, -66), (154 + s, -26, -74), (149 + s, -6, -80),
-         (146 + s, 6, -82)],
-        [(118 + s, -112 + lift, -72), (134 + s, -121 + lift, -66), (150 + s, -130 + lift, -50), (164 + s, -138 + lift, -30),
-         (174 + s, -142 + lift, -12), (180 + s, -140 + lift, 0)],
+        [(118 + s, -128 + lift, -70), (121 + s, -100, -76), (126 + s, -70, -82), (131 + s, -38, -84),
+         (139 + s, -10, -84), (146 + s, 6, -82)],
+        [(172 + s, -100 + lift, -40), (167 + s, -76, -54), (160 + s, -50, -66), (154 + s, -26, -74),
+         (149 + s, -6, -80), (146 + s, 6, -82)],
+        [(118 + s, -112 + lift, -72), (134 + s, -121 + lift, -66), (150 + s, -130 + lift, -50),
+         (164 + s, -138 + lift, -30), (174 + s, -142 + lift, -12), (180 + s, -140 + lift, 0)],
     ]  # fmt: skip
     arm = [[(180 + s, -118 + lift, -8), (186 + s, -96 + lift, -8), (192 + s, -60, -8), (198 + s, -10, -8),
             (204 + s, 60, -8), (212 + s, 260, -8)]]  # fmt: skip
@@ -106,28 +108,26 @@ def _spine(rng: np.random.Generator, scale: float, apex: float, spacing: float, 
     height = spacing * (0.80 + 0.01 * k)
     x = bend * np.sin(0.25 * k + phase)
     half = (14.5 + 0.35 * k) * scale
-    z = np.full(len(k), -52.0) * scale
 
-    def chain(dx0: Array, dy0: Array, dx1: Array, dy1: Array, radius: float, density: float, dz: float = 0) -> Tubes:
-        nodes = np.stack([np.stack([x + dx0, y + dy0, z + dz], -1), np.stack([x + dx1, y + dy1, z + dz], -1)], 1)
-        count = len(k)
-        return Tubes(
-            nodes.astype(np.float32),
-            np.full((count, 2), radius * scale, np.float32),
-            np.full(count, density * strength, np.float32),
-            1.0,
-        )
+    zero, up, down = 0 * x, -height / 2, height / 2
+    # Each row: offsets (x, y) of both ends, radius, density, depth behind the vertebral body.
+    rows: list[tuple[Any, ...]] = [(zero, up, zero, down, half, 0.3, 0.0)]
+    rows += [(-half, e, half, e, 1.4 * scale, 3.2, 0.0) for e in (up, down)]
+    rows += [(s * half * 0.96, up, s * half * 0.96, down, 1.3 * scale, 2.0, 0.0) for s in (-1, 1)]
+    rows += [
+        (s * half * 0.9, up * 0.4, s * (half + 14 * scale), up * 0.75, 3.6 * scale, 0.5, -24 * scale) for s in (-1, 1)
+    ]
+    rows += [(zero, down * 0.2, zero, down * 1.1, 2.6 * scale, 1.3, -55 * scale)]
+    pedicles = [
+        (s * half * 0.62, up * 0.55, s * half * 0.62, down * 0.2, 4.0 * scale, 1.0, -18 * scale) for s in (-1, 1)
+    ]
 
-    zero = np.zeros(len(k))
-    up, down = -height / 2, height / 2
-    body = chain(zero, up, zero, down, 1.0, 0.3)
-    body = Tubes(body.nodes, np.repeat(half[:, None], 2, 1).astype(np.float32), body.density, 1.0)
-    parts = [body]
-    parts += [chain(-half, e, half, e, 1.4, 3.2) for e in (up, down)]
-    parts += [chain(s * half * 0.96, up, s * half * 0.96, down, 1.3, 2.0) for s in (-1, 1)]
-    for s in (-1, 1):
-        pedicle = chain(s * half * 0.62, up * 0.55, s * half * 0.62, down * 0.2, 4.0, 1.0, -18 * scale)
-        parts.append(pedicle.with_wall(1.2 * scale, 1.3 * strength, 0.1 * strength))
-        parts.append(chain(s * half * 0.9, up * 0.4, s * (half + 14 * scale), up * 0.75, 3.6, 0.5, -24 * scale))
-    parts.append(chain(zero, down * 0.2, zero, down * 1.1, 2.6, 1.3, -55 * scale))
-    return parts
+    def tubes(table: list[tuple[Any, ...]]) -> Tubes:
+        dx0, dy0, dx1, dy1, radius, density, dz = (np.concatenate([row[i] + zero for row in table]) for i in range(7))
+        at = np.tile(np.stack([x, y, np.full_like(x, -52 * scale)], -1), (len(table), 1))
+        nodes = np.stack([at + np.stack(d, -1) for d in ((dx0, dy0, dz), (dx1, dy1, dz))], 1)
+        thick = np.stack([radius, radius], 1)
+        weight = (density * strength).astype(np.float32)
+        return Tubes(nodes.astype(np.float32), thick.astype(np.float32), weight, 1.0)
+
+    return [tubes(rows), tubes(pedicles).with_wall(1.2 * scale, 1.3, 0.1)]

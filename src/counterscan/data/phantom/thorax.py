@@ -12,6 +12,7 @@ from counterscan.data.phantom.projection import (
     EMPTY,
     Array,
     Interval,
+    Network,
     around,
     draw,
     half_chord,
@@ -229,8 +230,8 @@ class Thorax:
 
     def vessels(self, engorged: float) -> Array:
         """Chord of the pulmonary vessels (mm)."""
-        tubes = self.body.vessels if engorged == 1 else [part.scaled(engorged) for part in self.body.vessels]
-        return draw(self.frame.cut(tubes), self.frame.size)
+        network = self.body.vessels if engorged == 1 else self.body.vessels.scaled(engorged)
+        return draw(self.frame.cut(network), self.frame.size)
 
     @cached_property
     def healthy_vessels(self) -> Array:
@@ -240,7 +241,7 @@ class Thorax:
     def bronchi(self) -> Array:
         """Chord of the bronchi inside the lungs (mm, negative)."""
         tubes = lobar_bronchi(np.random.default_rng(self.body.bronchi_seed), self.body.scale)
-        return draw(self.frame.cut([tubes]), self.frame.size)
+        return draw(self.frame.cut(Network.of([tubes])), self.frame.size)
 
     def density(self) -> Array:
         """Density of healthy parenchyma: more at the bases, (H, 1)."""

@@ -23,7 +23,7 @@ TRUNK_RADII = np.asarray([[8.5, 8.5, 8.0, 6.6, 4.6], [7.5, 7.0, 5.6, 4.2, 2.8]] 
 
 
 def _grow(rng: np.random.Generator, start: Array, angle: Array, span: Array, dive: Array, wander: float) -> Array:
-    """Curved centre lines (C, NODES, 3) from ``start`` (C, 3) at ``angle`` (C,), ``span`` mm long, drifting in depth."""
+    """Curved centre lines (C, NODES, 3) from ``start`` (C, 3) at ``angle`` (C,), ``span`` mm long, diving in depth."""
     count = len(start)
     bend = wander * rng.normal(size=(count, 1)) + 0.5 * wander * rng.normal(size=(count, NODES - 1))
     heading = angle[:, None] + np.cumsum(bend, 1)

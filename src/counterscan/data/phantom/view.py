@@ -7,14 +7,15 @@ from functools import cached_property
 
 import numpy as np
 
-from counterscan.data.phantom.projection import Array, Segments, Tubes, join, segments
+from counterscan.data.phantom.projection import Array, Network, Segments, segments
 
 
 @dataclass(frozen=True)
 class Acquisition:
     """One exposure of one patient.
 
-    Coordinates: x to the viewer's right (the patient's left), y down, z towards the patient's front; origin in mid chest.
+    Coordinates: x to the viewer's right (the patient's left), y down, z towards the patient's front; the origin lies in
+    mid chest.
 
     Attributes:
         projection: "PA" (source behind the patient) or "AP" (source in front, nearer, so the heart looks larger).
@@ -109,19 +110,17 @@ class Frame:
         return (x + self.acquisition.turn * z) * m, y * m, m
 
     def pixels(self, nodes: Array) -> tuple[Array, Array]:
-        """Project (..., 3) points to (..., 2) pixel (column, row) and their magnification (...)."""
-        m = self.magnification(nodes[..., 2])
-        y = nodes[..., 1] * m
-        x = (nodes[..., 0] + np.float32(self.acquisition.turn) * nodes[..., 2]) * m
+        """Project (3, M) points to (2, M) pixel (column, row) and their magnification (M,)."""
+        x, y, z = nodes
+        m = self.magnification(z)
+        y = y * m
+        x = (x + np.float32(self.acquisition.turn) * z) * m
         shift_x, shift_y = self.acquisition.shift_mm
-        column = (x + self.acquisition.lean * y + shift_x) / self.pixel_mm + self.size / 2 - 0.5
-        row = (y + shift_y) / self.pixel_mm + self.size / 2 - 0.5
-        return np.stack([column, row], -1).astype(np.float32), m
+        column = (x + self.acquisition.lean * y + shift_x) / self.pixel_mm + (self.size / 2 - 0.5)
+        row = (y + shift_y) / self.pixel_mm + (self.size / 2 - 0.5)
+        return np.stack([column, row]), m
 
-    def cut(self, tubes: list[Tubes]) -> Segments:
+    def cut(self, network: Network) -> Segments:
         """Project chains of tubes into segments ready to draw."""
-        parts = []
-        for chain in tubes:
-            pixels, magnification = self.pixels(chain.nodes)
-            parts.append(segments(chain, pixels, self.pixel_mm, magnification))
-        return join(parts)
+        pixels, magnification = self.pixels(network.nodes)
+        return segments(network, pixels, self.pixel_mm, magnification)
