@@ -39,10 +39,7 @@ def show_table(table: StudyTable, title: str) -> None:
 
 
 def _label_counts(table: StudyTable, splits: Sequence[str]) -> Table:
-    title = (
-        "images by label (1 present, 0 absent, -1 uncertain, blank unmentioned), and those with the finding by split"
-    )
-    shown = Table(title=title, title_justify="left")
+    shown = Table()
     shown.add_column("finding")
     for name in ("1", "0", "-1", "blank", *(s or "(none)" for s in splits)):
         shown.add_column(name, justify="right")

@@ -205,7 +205,8 @@ class Records:
         self.masked[slot] = record["masked"]
         self._content[slot] = record["content"]
         for name, values in self._texts.items():
-            values[slot] = sys.intern(record[name])
+            # Geometry and references repeat from row to row; fingerprints never do.
+            values[slot] = record[name] if name in ("sha", "signature") else sys.intern(record[name])
 
     def frame(self, plan: Plan) -> pd.DataFrame:
         """rows.parquet."""

@@ -18,6 +18,7 @@ A store is a folder:
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,18 +41,23 @@ if TYPE_CHECKING:
 
 __all__ = ["PrepareReport", "PreparedStore", "prepare"]
 
+_RESIDENT_BYTES = 64 << 20
 Indices = int | slice | Sequence[int] | np.ndarray | Tensor | None
 
 
 class _Slots:
-    """(K, S, S) array in memory or in a file; a file is opened on first use, also after a trip to another process."""
+    """(K, ...) array in memory or in a file; a file is mapped on first use, also after a trip to another process.
+
+    Pages that were read are given back now and then, so that an epoch over a large file does not fill the process.
+    """
 
     def __init__(self, source: np.ndarray | Path | None) -> None:
         self._source = source
-        self._array: np.ndarray | None = source if isinstance(source, np.ndarray) else None
+        self._array: np.ndarray | None = None
+        self._touched = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_source": self._source, "_array": self._source if isinstance(self._source, np.ndarray) else None}
+        return {"_source": self._source, "_array": None, "_touched": 0}
 
     def take(self, slots: np.ndarray) -> np.ndarray:
         """A copy of the chosen slots."""
@@ -59,7 +65,15 @@ class _Slots:
             if self._source is None:
                 raise InputError("the store has no such images", remedy="Prepare it from a table that names them")
             self._array = self._source if isinstance(self._source, np.ndarray) else np.load(self._source, mmap_mode="r")
-        return np.ascontiguousarray(self._array[slots])
+        block = np.ascontiguousarray(self._array[slots])
+        mapped = getattr(self._array, "_mmap", None)
+        if mapped is not None and hasattr(mapped, "madvise"):
+            # The system maps some 64 KiB around each row that is touched.
+            self._touched += len(block) * max(1 << 16, block[:1].nbytes)
+            if self._touched > _RESIDENT_BYTES:
+                mapped.madvise(mmap.MADV_DONTNEED)
+                self._touched = 0
+        return block
 
 
 class PreparedStore:
