@@ -78,7 +78,7 @@ def _sample_case(rng: np.random.Generator, name: str, config: PhantomConfig) -> 
     elif name == "Pneumothorax":
         zone = "apical"
     elif name == "Atelectasis":
-        zone = "lower" if pick < 0.75 else "mid"
+        zone = "lower" if pick < 0.75 or severity > 0.72 else "mid"  # a severe one takes the whole lower lobe
     else:
         zone = ZONES[int(pick * 3)]
     return Case(name, side, zone, severity, seed)

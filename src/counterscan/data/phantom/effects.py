@@ -124,12 +124,13 @@ def cardiothoracic_ratio(thorax: Thorax, grow: float) -> float:
 def edema(thorax: Thorax, case: Case, rng: np.random.Generator) -> Change:
     """Hazy water around the hila or in the bases, engorged and blurred vessels, septal lines from moderate on."""
     s, b, size = case.severity, thorax.body, thorax.frame.size
-    y0 = (-12 if case.zone == "perihilar" else 32) * b.scale
-    ax = np.abs(thorax.x)
-    tilt = 1 + 0.18 * rng.uniform(-1, 1) * np.sign(thorax.x)
-    centre = (60 if case.zone == "perihilar" else 72) * b.scale
-    q = ((ax - centre) / (62 * b.scale)) ** 2 + ((thorax.y - y0) / (82 * b.scale)) ** 2
-    haze = np.exp(-1.1 * q) * tilt * (0.10 + 0.34 * s)
+    perihilar = case.zone == "perihilar"
+    y0 = ((-12 if perihilar else 34) + 16 * rng.uniform(-1, 1)) * b.scale
+    tilt = 1 + 0.35 * rng.uniform(-1, 1) * np.sign(thorax.x)  # one side has more of it
+    reach = (0.68 + 0.55 * s) * rng.uniform(0.85, 1.15) * b.scale
+    centre = (56 if perihilar else 70) * b.scale
+    q = ((np.abs(thorax.x) - centre) / (56 * reach)) ** 2 + ((thorax.y - y0) / (74 * reach)) ** 2
+    haze = np.exp(-1.1 * q) * tilt * (0.12 + 0.34 * s)
     grain = np.clip(1 + 0.30 * _mottle(rng, size, 14, 40) + 0.22 * s * thorax.interstitium, 0.1, 3)
     air = thorax.air(thorax.cage, HEALTHY)
     water = air * np.clip(haze * grain, 0, 0.85)
