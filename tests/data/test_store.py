@@ -141,6 +141,7 @@ def test_rerun_does_nothing_and_a_changed_file_is_decoded_again(tmp_path: Path) 
     # Touched, but the same content: nothing to do either.
     os.utime(table.image_path(3), ns=(1, 1))
     assert prepare(table, out, size=16, workers=1).decoded == 0
+    assert pd.read_parquet(out / "rows.parquet")["signature"][3].endswith(":1 ")
     published.picture(table.image_path(3), 99, (48, 32))
     old = PreparedStore.open(out).images()
     changed = prepare(table, out, size=16, workers=1)

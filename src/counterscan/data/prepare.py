@@ -114,7 +114,7 @@ def prepare(
         usable = old if old is not None and old.fits(about) else None
         slots = store_rows.match(plan, table.root, usable, retry_bad)
         if usable is not None and usable.keys == plan.keys and (slots >= 0).all():
-            return _only_labels(table, out, usable, began)
+            return _only_labels(table, out, plan, usable, began)
         return _Run(table, out, plan, about, workers, progress).go(usable, slots, began)
 
 
@@ -163,11 +163,16 @@ def _fit(table: StudyTable, sample: int = 48) -> IntensityRecipe:
     return fit_recipe(raws)
 
 
-def _only_labels(table: StudyTable, out: Path, old: store_rows.Old, began: float) -> PrepareReport:
+def _only_labels(
+    table: StudyTable, out: Path, plan: store_rows.Plan, old: store_rows.Old, began: float
+) -> PrepareReport:
     """Nothing to decode: write the table again if it changed."""
     if not old.same_table(table):
         table.write(out / "table.parquet")
         write_json(out / "store.json", old.about | {"findings": list(table.findings)})
+    if old.rows["signature"].tolist() != plan.signatures:  # the same content under new times: not compared again
+        with atomic_write(out / "rows.parquet") as handle:
+            old.rows.assign(signature=plan.signatures).to_parquet(handle, index=False)
     bad, masks = int((old.rows["bad"] != "").sum()), int((old.rows["mask_slot"] >= 0).sum())
     return PrepareReport(out, len(table), bad, 0, len(table), masks, time.perf_counter() - began)
 
@@ -278,8 +283,8 @@ class _Run:
             for start in range(0, len(to), CHUNK):
                 target[to[start : start + CHUNK]] = origin[source[start : start + CHUNK]]
             target.flush()
-        for slot, source in zip(new.tolist(), slots[new].tolist(), strict=True):
-            records.add(old.record(source) | {"slot": slot})
+        for slot, record in zip(new.tolist(), old.records(slots[new]), strict=True):
+            records.add(record | {"slot": slot, "signature": self.plan.signatures[slot]})
 
     def _replay(self, records: Any) -> int:
         """Rows that an interrupted run has finished, if their files are still the same."""

@@ -145,14 +145,15 @@ class Old:
         paths = set(before._path_columns())
         return all(n in paths or before.frame[n].equals(table.frame[n]) for n in before.frame.columns)
 
-    def record(self, row: int) -> dict[str, Any]:
-        """The journal record of a row."""
-        values = self.rows.iloc[row]
-        names = ("signature", "sha", "bad", "geometry", "references")
-        return {name: values[name] for name in names} | {
-            "content": [int(values[n]) for n in CONTENT],
-            "masked": bool(values["masked"]),
+    def records(self, taken: np.ndarray) -> Iterator[dict[str, Any]]:
+        """Journal records of the given rows, in order."""
+        part = self.rows.iloc[taken]
+        columns = {
+            name: part[name].tolist() for name in ("signature", "sha", "bad", "geometry", "references", "masked")
         }
+        contents = part[list(CONTENT)].to_numpy().tolist()
+        for values, content in zip(zip(*columns.values(), strict=True), contents, strict=True):
+            yield dict(zip(columns, values, strict=True)) | {"content": content}
 
 
 def match(plan: Plan, root: Path, old: Old | None, retry_bad: bool) -> np.ndarray:
