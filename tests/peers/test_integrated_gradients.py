@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from counterscan.errors import InputError
+from counterscan.peers.base import Care, smooth
 from counterscan.peers.integrated_gradients import IntegratedGradients
 from tests.peers.tiny import ByHand, TwoStages
 
@@ -18,8 +19,12 @@ def test_by_hand():
     torch.testing.assert_close(IntegratedGradients(ByHand()).attribute(image, 0), (image + 1) / 2)
     signed = IntegratedGradients(ByHand(), baseline="mean").attribute(image, 0)
     torch.testing.assert_close(signed, (image - 0.25) / 2)
-    assert (IntegratedGradients(ByHand(), part="positive").evidence(signed) == signed.relu()).all()
-    assert (IntegratedGradients(ByHand(), part="magnitude").evidence(signed) == signed.abs()).all()
+    plain = Care()
+    assert (IntegratedGradients(ByHand(), care=plain).evidence(signed) == signed.relu()).all()
+    assert (IntegratedGradients(ByHand(), part="magnitude", care=plain).evidence(signed) == signed.abs()).all()
+    smoothed = IntegratedGradients(ByHand(), care=Care(smoothing=0.5)).evidence(signed)
+    torch.testing.assert_close(smoothed, smooth(signed.relu(), 0.5))
+    assert IntegratedGradients(ByHand()).settings()["smoothing"] == 0.02
 
 
 @pytest.mark.parametrize("baseline", ["black", "blur", "mean"])

@@ -30,6 +30,8 @@ def test_equals_plain_autograd_at_each_stage():
     peaks = [m.amax((2, 3), keepdim=True).clamp_min(1e-12) for m in maps]
     fused = up[0] / peaks[0] + up[1] / peaks[1]
     torch.testing.assert_close(LayerCAM(net).attribute(images, 1), fused)
+    scaled = [F.interpolate((2 * m / p).tanh(), (16, 16), mode="bilinear") for m, p in zip(maps, peaks, strict=True)]
+    torch.testing.assert_close(LayerCAM(net, fusion="max").attribute(images, 1), torch.maximum(*scaled))
 
 
 def test_a_layer_that_is_not_run_is_named():

@@ -34,8 +34,8 @@ class Care:
     Attributes:
         flips: average with the map of the mirrored image, mirrored back.
         shifts: average over these (down, right) shifts in pixels too; (0, 0) is always among them.
-        smoothing: sigma of a Gaussian, as a share of the image's width; 0 leaves the map as it is. Fix it before masks
-            are seen.
+        smoothing: sigma of a Gaussian over the evidence, as a share of the image's width; 0 for none. Fix it before
+            masks are seen.
     """
 
     flips: bool = False
@@ -73,11 +73,15 @@ class AttributionPeer(ABC):
         return {"flips": self.care.flips, "shifts": list(self.care.shifts), "smoothing": self.care.smoothing}
 
     def evidence(self, attributions: Tensor) -> Tensor:
-        """Attributions as evidence >= 0: what speaks for the finding."""
+        """Attributions as evidence >= 0, smoothed as ``care`` says; same shape."""
+        return smooth(self._speaks_for(attributions), self.care.smoothing)
+
+    def _speaks_for(self, attributions: Tensor) -> Tensor:
+        """The part of signed attributions that speaks for the finding, >= 0."""
         return attributions.clamp_min(0)
 
     def attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        """Attributions as the method defines them, averaged and smoothed as ``care`` says.
+        """Attributions as the method defines them, averaged over the views of ``care`` but not smoothed.
 
         Args:
             inputs: (N, 1, H, W) in [-1, 1].
@@ -96,8 +100,7 @@ class AttributionPeer(ABC):
             return torch.zeros_like(inputs)
         with torch.inference_mode(False), torch.enable_grad(), evaluating(self.classifier):
             images, columns = inputs.detach().clone(), columns.clone()  # autograd takes no inference tensors
-            maps = average_over_views(lambda x: self._attribute(x, columns).detach(), images, self.care)
-        return smooth(maps, self.care.smoothing)
+            return average_over_views(lambda x: self._attribute(x, columns).detach(), images, self.care)
 
     def counterparts(self, batch: StudyBatch, query: Query) -> list[Counterpart]:
         """One attribution map per image, without a counterpart.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,15 @@ from counterscan.peers.cam import features_and_gradients, upsample
 class LayerCAM(AttributionPeer):
     """``ReLU(sum_k ReLU(dS/dA_k) * A_k)`` pixel by pixel, fused over several stages.
 
-    Weights per position let the method read early, high-resolution stages. Each stage's map is scaled to a maximum of
-    1 per image before they are added, because stages differ in magnitude; the paper fuses by maximum after a tanh of
-    the same scaling, which for ranking pixels differs little.
+    Weights per position let the method read early, high-resolution stages, which differ in magnitude: before fusing,
+    each stage's map is scaled to a maximum of 1 per image. A single stage keeps its own scale, so that images stay
+    comparable.
 
     Args:
         classifier: see ``counterscan.peers.base``.
         layers: stages to fuse; the last ``stages`` of ``classifier.cam_layers`` by default.
         stages: how many of the last stages.
+        fusion: "sum" of the scaled maps m, or "max" of tanh(2 m), the paper's.
         care: averaging and smoothing.
         masker: see ``AttributionPeer``.
     """
@@ -35,20 +36,23 @@ class LayerCAM(AttributionPeer):
         *,
         layers: Sequence[nn.Module] | None = None,
         stages: int = 3,
+        fusion: Literal["sum", "max"] = "sum",
         care: Care | None = None,
         masker: Masker | None = None,
     ) -> None:
         super().__init__(classifier, care=care, masker=masker)
         self.layers = self.cam_layers[-stages:] if layers is None else list(layers)
+        self.fusion = fusion
 
     def settings(self) -> dict[str, Any]:
-        return super().settings() | {"stages": len(self.layers)}
+        return super().settings() | {"stages": len(self.layers), "fusion": self.fusion}
 
     def _attribute(self, inputs: Tensor, target: Tensor) -> Tensor:
-        total = torch.zeros_like(inputs)
-        for features, gradients in features_and_gradients(self.classifier, self.layers, inputs, target):
-            maps = (gradients.relu() * features).sum(1, keepdim=True).relu()
-            # A single stage keeps its own scale, so that images stay comparable.
-            scale = maps.amax(dim=(2, 3), keepdim=True) if len(self.layers) > 1 else torch.ones_like(maps[:, :, :1, :1])
-            total += upsample(maps / scale.clamp_min(1e-12), inputs)
-        return total
+        pairs = features_and_gradients(self.classifier, self.layers, inputs, target)
+        maps = [(gradients.relu() * features).sum(1, keepdim=True).relu() for features, gradients in pairs]
+        if len(maps) == 1:
+            return upsample(maps[0], inputs)
+        scaled = [m / m.amax(dim=(2, 3), keepdim=True).clamp_min(1e-12) for m in maps]
+        if self.fusion == "max":
+            return torch.stack([upsample((2 * m).tanh(), inputs) for m in scaled]).amax(0)
+        return torch.stack([upsample(m, inputs) for m in scaled]).sum(0)

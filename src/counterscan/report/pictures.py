@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ DISCLAIMER = "Research use only. Not a medical device."
 # dashed as well.
 WARM = np.array([[255, 176, 46], [255, 92, 20], [230, 20, 30]], dtype=np.float32)
 COOL = np.array([[90, 200, 255], [40, 130, 255], [60, 60, 230]], dtype=np.float32)
+_LEVELS = 255
 MASK_COLOUR = (255, 214, 0)
 TRUTH_COLOUR = (0, 229, 255)
 
@@ -51,17 +53,21 @@ def overlay(image: Tensor, signed: Tensor, scale: float) -> np.ndarray:
     Returns:
         uint8 (H, W, 3).
     """
-    base = np.repeat(grey(image)[..., None], 3, axis=2).astype(np.float32)
     strength = _plane(signed).float().nan_to_num(0.0).numpy() / max(scale, 1e-12)
-    amount = np.clip(np.abs(strength), 0, 1)
-    colour = np.where((strength >= 0)[..., None], _ramp(WARM, amount), _ramp(COOL, amount))
-    alpha = (0.9 * amount**0.75)[..., None]
-    return (base * (1 - alpha) + colour * alpha).round().astype(np.uint8)
+    level = np.rint(np.clip(strength, -1, 1) * _LEVELS).astype(np.int16) + _LEVELS
+    paint, share = _colours()
+    base = grey(image).astype(np.float32) * share[level]
+    return (base[..., None] + paint[level]).astype(np.uint8)
 
 
-def _ramp(stops: np.ndarray, amount: np.ndarray) -> np.ndarray:
-    places = np.linspace(0, 1, len(stops))
-    return np.stack([np.interp(amount, places, stops[:, c]) for c in range(3)], axis=-1)
+@cache
+def _colours() -> tuple[np.ndarray, np.ndarray]:
+    """Per level of strength, coolest first: the paint to add (L, 3), already weighted, and the image's share (L,)."""
+    amount = np.abs(np.linspace(-1, 1, 2 * _LEVELS + 1))
+    alpha = (0.9 * amount**0.75).astype(np.float32)
+    ramps = [np.stack([np.interp(amount, (0, 0.5, 1), s[:, c]) for c in range(3)], axis=-1) for s in (COOL, WARM)]
+    colour = np.where((np.arange(len(amount)) < _LEVELS)[:, None], *ramps).astype(np.float32)
+    return colour * alpha[:, None] + 0.5, 1 - alpha  # the half rounds
 
 
 def colour_scale(maps: list[Tensor]) -> float:
