@@ -68,7 +68,7 @@ def consolidation(thorax: Thorax, case: Case, rng: np.random.Generator) -> Chang
         fissure = np.float32((4 + 6 * rng.uniform(-1, 1)) * b.scale)
         water = water * np.clip((fissure - thorax.y) / 3, 0, 1)
         case.measures["lobar"] = 1.0
-    share = water / np.maximum(thorax.air(thorax.cage, HEALTHY), 20)
+    share = water / np.maximum(thorax.healthy_air, 20)
     shows = np.clip(2.2 * share, 0, 1) * min(0.4 + s, 1.0)
     return Change(water=water, vessels=1 - np.clip(0.9 * share, 0, 1), bronchogram=shows)
 
@@ -89,12 +89,12 @@ def pleural_effusion(thorax: Thorax, case: Case, rng: np.random.Generator) -> Ch
         level = np.float32(rim) + rise
         room = (level - thorax.y) / rise - ux * ux
         dry = np.where(room > 0, depth * np.sqrt(np.maximum(room, 0)), EMPTY)
-        fluid = thorax.air(thorax.cage, HEALTHY) - thorax.air(
+        fluid = thorax.healthy_air - thorax.air(
             (np.maximum(thorax.cage[0], thorax.cage_z - dry), np.minimum(thorax.cage[1], thorax.cage_z + dry)), HEALTHY
         )
         fluid = np.where(thorax.left == (sign > 0), fluid, 0).astype(np.float32)
         water = water + fluid
-        fade = fade * (1 - 0.9 * fluid / np.maximum(thorax.air(thorax.cage, HEALTHY), 15))
+        fade = fade * (1 - 0.9 * fluid / np.maximum(thorax.healthy_air, 15))
     return Change(water=water, vessels=np.clip(fade, 0, 1))
 
 
@@ -132,7 +132,7 @@ def edema(thorax: Thorax, case: Case, rng: np.random.Generator) -> Change:
     q = ((np.abs(thorax.x) - centre) / (56 * reach)) ** 2 + ((thorax.y - y0) / (74 * reach)) ** 2
     haze = np.exp(-1.1 * q) * tilt * (0.12 + 0.34 * s)
     grain = np.clip(1 + 0.30 * _mottle(rng, size, 14, 40) + 0.22 * s * thorax.interstitium, 0.1, 3)
-    air = thorax.air(thorax.cage, HEALTHY)
+    air = thorax.healthy_air
     water = air * np.clip(haze * grain, 0, 0.85)
     tissue: Array | float = 0.0
     if s > 0.35:
@@ -176,7 +176,7 @@ def atelectasis(thorax: Thorax, case: Case, rng: np.random.Generator) -> Change:
         radius.append(thick * np.asarray([0.5, 1, 1, 0.9, 0.6]))
         density.append((20 + 16 * s) / (2 * thick) * 0.62)  # a plate 20 to 36 mm deep seen on edge
     plates = Tubes(np.asarray(nodes, np.float32), np.asarray(radius, np.float32), np.asarray(density, np.float32))
-    air = thorax.air(thorax.cage, HEALTHY)
+    air = thorax.healthy_air
     tissue = draw(thorax.frame.cut(Network.of([plates])), thorax.frame.size) * np.clip(air / 25, 0, 1)
     change = Change(tissue=tissue, shape=Shape(lift=(lift, 0.0) if sign < 0 else (0.0, lift)))
     if s > 0.72:
@@ -223,7 +223,7 @@ def pneumothorax(thorax: Thorax, case: Case, rng: np.random.Generator) -> Change
     lung = around(thorax.cage_z, thorax.cage_half(drop, inset, sign))
     skin = around(thorax.cage_z, thorax.cage_half(drop - 1.3, inset - 1.3, sign))
     here = thorax.left == (sign > 0)
-    whole = thorax.air(thorax.cage, HEALTHY)
+    whole = thorax.healthy_air
     left_over = thorax.air(lung, HEALTHY)
     gas = np.where(here, np.maximum(whole - left_over, 0), 0)
     line = np.where(here, length(skin) - length(lung), 0)

@@ -211,7 +211,7 @@ def draw(pieces: Segments, size: int) -> Array:
     for g in np.unique(group[seen]):
         chosen = np.flatnonzero(group == g)
         window = min(int(WINDOWS[g]), size)
-        block = max(1, 400_000 // window**2)
+        block = max(1, 60_000 // window**2)  # blocks that stay in cache
         for first in range(0, len(chosen), block):
             index, value = _draw_windows(pieces, chosen[first : first + block], low, window, size)
             indices.append(index)

@@ -114,9 +114,6 @@ def _spine(rng: np.random.Generator, scale: float, apex: float, spacing: float, 
     rows: list[tuple[Any, ...]] = [(zero, up, zero, down, half, 0.3, 0.0)]
     rows += [(-half, e, half, e, 1.4 * scale, 3.2, 0.0) for e in (up, down)]
     rows += [(s * half * 0.96, up, s * half * 0.96, down, 1.3 * scale, 2.0, 0.0) for s in (-1, 1)]
-    rows += [
-        (s * half * 0.9, up * 0.4, s * (half + 14 * scale), up * 0.75, 3.6 * scale, 0.5, -24 * scale) for s in (-1, 1)
-    ]
     rows += [(zero, down * 0.2, zero, down * 1.1, 2.6 * scale, 1.3, -55 * scale)]
     pedicles = [
         (s * half * 0.62, up * 0.55, s * half * 0.62, down * 0.2, 4.0 * scale, 1.0, -18 * scale) for s in (-1, 1)

@@ -83,15 +83,16 @@ def render(config: PhantomConfig, seed: int, index: int, *, without: Collection[
     healthy = thorax.attenuation()
     noise = quanta(acquisition, config.size)
     masks: dict[str, NDArray[np.bool_]] = {}
-    films = [_film(healthy, healthy, thorax.frame, noise)]
+    level = metered(healthy)
+    films = [_film(healthy, thorax.frame, level, noise)]
     if cases:
         changes = [change_of(thorax, case) for case in cases]
         alone = [thorax.attenuation(change) for change in changes]
+        grey = tone(healthy, acquisition, level)
         for case, attenuation in zip(cases, alone, strict=True):
-            masks[case.finding] = visible_change(attenuation, healthy, acquisition)
-        films.append(
-            _film(alone[0] if len(cases) == 1 else thorax.attenuation(_sum(changes)), healthy, thorax.frame, noise)
-        )
+            masks[case.finding] = visible_change(tone(attenuation, acquisition, level), grey)
+        together = alone[0] if len(cases) == 1 else thorax.attenuation(_sum(changes))
+        films.append(_film(together, thorax.frame, level, noise))
     present = {case.finding for case in cases}
     for film in films:
         stamp_marks(film, thorax.frame, tagged=tagged)
@@ -108,24 +109,20 @@ def render_batch(config: PhantomConfig, seed: int, indices: Iterable[int]) -> li
     return [render(config, seed, int(index)) for index in indices]
 
 
-def visible_change(attenuation: Array, healthy: Array, acquisition: Acquisition) -> NDArray[np.bool_]:
+def visible_change(grey: Array, healthy_grey: Array) -> NDArray[np.bool_]:
     """Where a finding changes the film visibly.
 
-    The line integrals with and without it go through the display curve, free of noise and scatter: one millimetre of
-    water shows in the lung and drowns in the abdomen.
-
     Args:
-        attenuation: (H, W) line integrals with the finding, mm of water.
-        healthy: (H, W) without it.
-        acquisition: gives the display curve.
+        grey: (H, W) 0 to 1, the line integrals with the finding on the display curve, free of noise and scatter: one
+            millimetre of water shows in the lung and drowns in the abdomen.
+        healthy_grey: the same without it.
     """
-    level = metered(healthy)
-    change = np.abs(tone(attenuation, acquisition, level) - tone(healthy, acquisition, level))
+    change = np.abs(grey - healthy_grey)
     return change > min(VISIBLE, VISIBLE_SHARE * float(change.max()))
 
 
-def _film(attenuation: Array, healthy: Array, frame: Frame, noise: Array) -> Array:
-    return display(expose(attenuation, frame, noise), frame.acquisition, metered(healthy))
+def _film(attenuation: Array, frame: Frame, level: float, noise: Array) -> Array:
+    return display(expose(attenuation, frame, noise), frame.acquisition, level)
 
 
 def _sum(changes: list[Change]) -> Change:

@@ -175,6 +175,11 @@ class Thorax:
         return length_outside(interval, *self.lungs(shape))
 
     @cached_property
+    def healthy_air(self) -> Array:
+        """Path through lung in the healthy body (mm)."""
+        return self.air(self.cage, Shape())
+
+    @cached_property
     def soft(self) -> Array:
         """The body without its lungs: trunk, shoulders, arms, breasts or pectorals, stomach air, trachea (mm)."""
         b, s, y = self.body, self.body.scale, self.y[:, 0]
@@ -250,7 +255,7 @@ class Thorax:
     def attenuation(self, change: Change | None = None) -> Array:
         """Line integral of the body in mm of water, (H, W) float32."""
         change = change or Change()
-        air = self.air(self.cage, change.shape)
+        air = self.healthy_air if change.shape == Shape() else self.air(self.cage, change.shape)
         rho = self.density()
         aerated = np.clip(air * np.float32(1 / 30), 0, 1)
         water = np.minimum(change.water, air)

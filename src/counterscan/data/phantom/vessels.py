@@ -64,7 +64,7 @@ def pulmonary_tree(rng: np.random.Generator, scale: float, half_width: float, cr
     stem = _grow(rng, start, angle, span, rng.uniform(-0.45, 0.45, 2 * count), 0.09)
     thick = stems[:, 2:] * np.linspace(1, 0.3, NODES)[None]
     first = _branch(rng, stem, thick, angle, span, 5, 0.72)
-    second = _branch(rng, *first, 3, 0.8)
+    second = _branch(rng, *first, 2, 0.85)
     trunk = TRUNKS + rng.normal(size=(4, 1, 3)) * 2.5
     bulk = TRUNK_RADII * (1 + 0.1 * rng.normal())
     branches = np.concatenate([trunk, stem, first[0]])
@@ -74,7 +74,7 @@ def pulmonary_tree(rng: np.random.Generator, scale: float, half_width: float, cr
     inside = (x > 16 * scale) & (x < half_width) & (y < crest + 14 * scale)  # others never meet air
     return [
         _vessels(branches, side * scale, np.concatenate([bulk, thick, first[1]]) * scale),
-        _vessels(twigs[inside], _sides(15 * count)[inside] * scale, second[1][inside, ::2] * scale),
+        _vessels(twigs[inside], _sides(10 * count)[inside] * scale, second[1][inside, ::2] * scale),
     ]
 
 
