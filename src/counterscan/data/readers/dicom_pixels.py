@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import apply_color_lut, get_decoder
 from pydicom.pixels.decoders.base import Decoder
 from pydicom.pixels.utils import as_pixel_options
-from pydicom.uid import JPEG2000, UID, RLELossless
+from pydicom.uid import JPEG2000, UID, JPEGBaseline8Bit, RLELossless
 
 from counterscan.data.readers import dicom_header as fields
+from counterscan.data.readers.apart import DecoderFailed, decode_apart
 from counterscan.data.readers.raw import check_size, luminance
 from counterscan.errors import InputError
 
@@ -22,6 +24,9 @@ _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 # Fastest first; python-gdcm, which alone knows lossless JPEG, comes last.
 _PLUGINS = ("pylibjpeg", "pyjpegls", "pillow", "pydicom", "gdcm")
+# Decoded in this process, by Pillow and the RLE codecs; all else, and anything by gdcm, apart.
+_HERE = (RLELossless, JPEGBaseline8Bit)
+_END_OF_IMAGE = b"\xff\xd9"
 _PIXEL_VRS = (b"OB", b"OW", b"OF", b"OD", b"UN")
 _UNDEFINED = 0xFFFFFFFF
 _AGAIN = "Restore the file from its source"
@@ -53,11 +58,12 @@ def decode_frame(
     stored_range = None if is_float else _stored_range(header, path)
     decoder = _decoder(header, path)
     if decoder.is_encapsulated:
-        _check_codestream(handle, options, frame, (rows, columns), path)
-        pixels = _decode(decoder, handle, options, frame, path)
+        data = _codestream(handle, options, frame, (rows, columns), path)
+        pixels = _decode(decoder, data, options, path)
     else:
         _check_length(handle, options, frame, path)
-        pixels = _attempt(decoder, handle, options, frame, "")
+        known = {key: value for key, value in options.items() if key != "value_length"}
+        pixels = decoder.as_array(handle, index=frame, **known)[0]
     if interpretation == "PALETTE COLOR":
         return _palette(pixels, header, path)
     if pixels.ndim == 3:
@@ -177,10 +183,8 @@ def _check_length(handle: BinaryIO, options: dict[str, Any], frame: int, path: P
         )
 
 
-def _check_codestream(
-    handle: BinaryIO, options: dict[str, Any], frame: int, shape: tuple[int, int], path: Path
-) -> None:
-    """Refuse a compressed frame whose own header claims another size: decoders trust it and allocate for it."""
+def _codestream(handle: BinaryIO, options: dict[str, Any], frame: int, shape: tuple[int, int], path: Path) -> bytes:
+    """One compressed frame, whole, and of the size that the header says: decoders trust it and allocate for it."""
     start = handle.tell()
     try:
         data = get_frame(
@@ -195,9 +199,11 @@ def _check_codestream(
         ) from None
     finally:
         handle.seek(start)
-    if not data:
-        raise InputError(f"frame {frame} is empty", path=path, field="PixelData", remedy=_AGAIN)
-    claimed = None if options["transfer_syntax_uid"] == RLELossless else codestream_shape(data)
+    if options["transfer_syntax_uid"] == RLELossless:
+        return data
+    if _END_OF_IMAGE not in data[-64:]:
+        raise InputError(f"is truncated: frame {frame} has no end", path=path, field="PixelData", remedy=_AGAIN)
+    claimed = codestream_shape(data)
     if claimed is not None and claimed != shape:
         raise InputError(
             f"is {shape[0]} x {shape[1]} by the header and {claimed[0]} x {claimed[1]} in the compressed data",
@@ -205,6 +211,7 @@ def _check_codestream(
             field="Rows",
             remedy=_AGAIN,
         )
+    return data
 
 
 def codestream_shape(data: bytes) -> tuple[int, int] | None:
@@ -224,24 +231,25 @@ def codestream_shape(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _attempt(decoder: Decoder, handle: BinaryIO, options: dict[str, Any], frame: int, plugin: str) -> np.ndarray:
-    start = handle.tell()
-    known = {key: value for key, value in options.items() if key != "value_length"}
-    try:
-        return decoder.as_array(handle, index=frame, decoding_plugin=plugin, **known)[0]
-    finally:
-        handle.seek(start)
-
-
-def _decode(decoder: Decoder, handle: BinaryIO, options: dict[str, Any], frame: int, path: Path) -> np.ndarray:
+def _decode(decoder: Decoder, data: bytes, options: dict[str, Any], path: Path) -> np.ndarray:
+    """One compressed frame, by the first plugin that can."""
+    syntax = options["transfer_syntax_uid"]
     available = [name for name in _PLUGINS if name in decoder.available_plugins]
-    for plugin in available:
+    known = {key: value for key, value in options.items() if key not in ("value_length", "extended_offsets")}
+    known["number_of_frames"] = 1
+    here = [name for name in available if syntax in _HERE and name != "gdcm"]
+    for plugin in here:
         try:
-            return _attempt(decoder, handle, options, frame, plugin)
-        except Exception:  # a codec raises whatever it likes; the next one may know better
+            return decoder.as_array(encapsulate([data], has_bot=False), index=0, decoding_plugin=plugin, **known)[0]
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # the RLE codec panics in Rust, which is no Exception
             continue
+    if apart := [name for name in available if name not in here]:
+        with contextlib.suppress(DecoderFailed):
+            return decode_apart(data, known, apart)
     raise InputError(
-        f"none of {', '.join(available)} can decode this {UID(options['transfer_syntax_uid']).name} data: "
+        f"none of {', '.join(available)} can decode this {syntax.name} data: "
         "it is damaged or of a variant they do not know",
         path=path,
         field="PixelData",

@@ -6,12 +6,23 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from counterscan.data.readers.raw import RawImage, check_finite, check_size, choose_frame, hide_padding, luminance
 from counterscan.errors import InputError
 
-_FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP")
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF 6.0 tags
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+# TIFF 6.0 tags
+_WIDTH, _LENGTH, _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 256, 257, 258, 262, 274, 339
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _WHITE_IS_ZERO = 0
 _COLOUR_MODES = ("RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "P", "PA", "LA", "La")
 _INTEGER_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
@@ -34,7 +45,6 @@ def read_raster(path: Path, *, frame: int | None = None) -> RawImage:
     Raises:
         InputError: damaged, too large, of an unknown pixel type, NaN pixels, or several pages and none chosen.
     """
-    Image.init()
     with _open(path) as image:
         check_size(image.size[1], image.size[0], path, "size")
         frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
@@ -44,8 +54,7 @@ def read_raster(path: Path, *, frame: int | None = None) -> RawImage:
             check_size(image.size[1], image.size[0], path, "size")
         tags = dict(getattr(image, "tag_v2", {}))  # before loading, which drops some
         is_png = image.format == "PNG"
-        image.load()
-        turned = ImageOps.exif_transpose(image)
+        turned = _upright(image)
     if turned.mode in _COLOUR_MODES:
         pixels, opaque = _colour(turned)
         valid = None if opaque is None else hide_padding(pixels, opaque, path, "alpha")
@@ -71,6 +80,24 @@ def _open(path: Path) -> Image.Image:
         raise InputError(
             "claims more pixels than are read", path=path, field="size", remedy="Scale the image down"
         ) from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The decoded image, turned as its orientation tag says.
+
+    Pillow scrambles uncompressed TIFFs whose orientation exchanges rows and columns (12 to 13 at least), so the tag is
+    taken from it before decoding, and the stored size put back.
+    """
+    if not isinstance(image, TiffImageFile):
+        image.load()
+        return ImageOps.exif_transpose(image)
+    turn = _TURNS.get(image.tag_v2.get(_ORIENTATION, 1))
+    if _ORIENTATION in image.tag_v2:
+        del image.tag_v2[_ORIENTATION]
+        image.getexif().pop(_ORIENTATION, None)
+        image._size = (image.tag_v2[_WIDTH], image.tag_v2[_LENGTH])
+    image.load()
+    return image if turn is None else image.transpose(turn)
 
 
 def _colour(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
