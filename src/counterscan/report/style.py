@@ -47,8 +47,8 @@ background:linear-gradient(90deg,#3c3ce6,#2882ff,#5ac8ff,#222 48%,#222 52%,#ffb0
 .solid,.dash{height:0!important;margin-bottom:.28rem}
 .solid{border-top:3px solid #e0b800}.dash{border-top:3px dashed #00b8d4}
 article{margin:0 0 1.1rem;padding:1rem 1.1rem;border:1px solid var(--rule);border-radius:.6rem;background:var(--card)}
-article p{display:flex;flex-wrap:wrap;align-items:baseline;gap:.1rem .8rem;margin:0 0 .6rem;max-width:none}
-article p b{color:var(--ink);font-size:1rem}
+article .caption{display:flex;flex-wrap:wrap;align-items:baseline;gap:.1rem .8rem;margin:0 0 .6rem;max-width:none}
+article .caption b{color:var(--ink);font-size:1rem}
 .tiles-row{display:grid;grid-template-columns:repeat(auto-fit,minmax(180px,1fr));gap:.7rem}
 figure{margin:0;max-width:320px}
 .frame{position:relative;background:#000;border-radius:.35rem;overflow:hidden;line-height:0}
@@ -69,6 +69,7 @@ background:var(--card);font-size:11px;fill:var(--soft)}
 .row{fill:var(--ink)}.row.own{fill:var(--own);font-weight:700}
 .whisker{stroke:var(--soft);stroke-width:2}.point{fill:var(--soft)}
 .whisker.own{stroke:var(--own);stroke-width:2.5}.point.own{fill:var(--own)}
-footer{margin:3rem auto 2rem;padding-top:1rem;border-top:1px solid var(--rule);color:var(--soft);font-size:.87rem}
+footer{margin:3rem auto 2rem;color:var(--soft);font-size:.87rem}
+footer::before{content:"";display:block;margin-bottom:1rem;border-top:1px solid var(--rule)}
 @media print{body{background:#fff}nav{display:none}article,.chart,tr{break-inside:avoid}}
 """
