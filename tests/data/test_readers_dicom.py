@@ -305,6 +305,22 @@ def test_an_image_without_pixel_data_is_refused(tmp_path):
         read_image(write(header, tmp_path / "empty.dcm"))
 
 
+def test_an_unknown_transfer_syntax_is_named(tmp_path):
+    path = made(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.1\0\0\0"))
+    with pytest.raises(InputError, match="TransferSyntaxUID: is no known transfer syntax"):
+        read_image(path)
+
+
+def test_messages_of_the_decoder_that_may_quote_the_header_are_left_out(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise ValueError("Secret^Person")
+
+    monkeypatch.setattr("counterscan.data.readers.read_dicom", fail)
+    with pytest.raises(InputError, match=r"cannot be decoded as dicom \(ValueError\)"):
+        read_image(made(tmp_path))
+
+
 def test_objects_without_images_are_told_by_their_class(tmp_path):
     header = dataset(RAMP)
     assert is_image(write(header, tmp_path / "a.dcm"))

@@ -55,7 +55,7 @@ def read_image(path: str | Path, *, frame: int | None = None) -> RawImage:
         ) from None
     except Exception as error:  # decoders raise whatever they meet in a damaged file
         raise InputError(
-            f"is damaged and cannot be decoded as {sniffed.kind} ({_brief(error)})",
+            f"is damaged and cannot be decoded as {sniffed.kind} ({_brief(error, sniffed.kind)})",
             path=path,
             field="PixelData" if sniffed.kind == "dicom" else "pixels",
             remedy="Restore it from its source, or leave it out",
@@ -63,6 +63,7 @@ def read_image(path: str | Path, *, frame: int | None = None) -> RawImage:
     raise unreadable(path, sniffed)
 
 
-def _brief(error: Exception) -> str:
-    words = " ".join(str(error).split())
+def _brief(error: Exception, kind: str | None) -> str:
+    """What went wrong; of DICOM files the type alone, since messages may quote the header."""
+    words = "" if kind == "dicom" else " ".join(str(error).split())
     return f"{type(error).__name__}: {words[:160]}" if words else type(error).__name__

@@ -139,7 +139,8 @@ def _decode(frame: bytes, options: dict[str, Any], plugins: list[str]) -> np.nda
     raise failure
 
 
-os.register_at_fork(after_in_child=_forget)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget)
 atexit.register(_stop)
 
 if __name__ == "__main__":

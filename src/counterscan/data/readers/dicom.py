@@ -12,6 +12,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -110,10 +111,18 @@ def _header(handle: BinaryIO, path: Path) -> Dataset:
         raise InputError(
             f"its DICOM header is damaged ({type(error).__name__})", path=path, remedy="Restore it from its source"
         ) from None
-    if not header.file_meta.get("TransferSyntaxUID"):
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if not syntax:
         implicit, little_endian = header.original_encoding
         plain = ExplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
         header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else plain
+    elif not (isinstance(syntax, UID) and syntax.is_transfer_syntax):
+        raise InputError(
+            "is no known transfer syntax",
+            path=path,
+            field="TransferSyntaxUID",
+            remedy="Restore the file's meta information, or convert it to Explicit VR Little Endian",
+        )
     return header
 
 
