@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from counterscan.care import Care, average_over_views, smooth
 from counterscan.counterpart import Query, StudyBatch, StudyRef
 from counterscan.errors import InputError
-from counterscan.peers.base import Care, average_over_views, smooth
 from counterscan.peers.gradcam import GradCAM
 from counterscan.peers.integrated_gradients import IntegratedGradients
 from counterscan.peers.layercam import LayerCAM

@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
+from counterscan.care import Care, smooth
 from counterscan.errors import InputError
-from counterscan.peers.base import Care, smooth
 from counterscan.peers.integrated_gradients import IntegratedGradients
 from tests.peers.tiny import ByHand, TwoStages
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from counterscan.peers.base import AttributionPeer, Care, Masker
+from counterscan.care import Care
+from counterscan.peers.base import AttributionPeer, Masker
 from counterscan.peers.cam import features_and_gradients, upsample
 
 

@@ -7,8 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from counterscan.care import Care, smooth
 from counterscan.errors import InputError
-from counterscan.peers.base import AttributionPeer, Care, Masker, smooth
+from counterscan.peers.base import AttributionPeer, Masker
 
 Baseline = Literal["black", "blur", "mean"]
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from counterscan.peers.base import AttributionPeer, Care, Masker
+from counterscan.care import Care
+from counterscan.peers.base import AttributionPeer, Masker
 from counterscan.peers.cam import features_and_gradients, upsample
 
 

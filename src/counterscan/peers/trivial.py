@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from counterscan.care import smooth
 from counterscan.counterpart import Counterpart, Query, StudyBatch, StudyRef
 from counterscan.errors import InputError
-from counterscan.peers.base import Masker, as_counterparts, smooth
+from counterscan.peers.base import Masker, as_counterparts
 
 
 class RawIntensity:

@@ -1,0 +1,142 @@
+"""``counterscan tag``: learn disease maps from image-level labels, run them over any number of files, judge them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from counterscan.cli.main import Lazy
+
+if TYPE_CHECKING:
+    from counterscan.taggan import TagGAN, TagGANConfig
+
+
+def _train_command() -> type:
+    """Its flags are the fields of TagGANConfig, which takes torch to import."""
+    from counterscan.taggan import TagGANConfig
+
+    @dataclass
+    class Train:
+        """Train classifier and TagGAN on a prepared store; go on where an interrupted run stopped."""
+
+        store: tyro.conf.Positional[Path]
+        """Folder made by `counterscan data prepare`, with rows in the splits train and val."""
+        out: Path = field(kw_only=True)
+        """Run folder."""
+        config: TagGANConfig = field(default_factory=TagGANConfig)
+        """Networks, objective, training loop, classifier."""
+
+        def run(self) -> None:
+            from counterscan.cli.tables import say
+            from counterscan.data.store import PreparedStore
+            from counterscan.files import read_json
+            from counterscan.taggan import fit
+
+            tagger = fit(PreparedStore.open(self.store), self.out, self.config)
+            choice = read_json(self.out / "choice.json")
+            say(f"{self.out / 'model'}: {', '.join(tagger.findings)}; weights of step {choice['step']}")
+
+    return Train
+
+
+@dataclass
+class Run:
+    """Write map, counterpart, mask and overlay of every image, and results.csv; skip what is done."""
+
+    model: tyro.conf.Positional[Path]
+    """A run folder, or a folder written by save_pretrained."""
+    inputs: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files, folders, DICOM series, or one study table (CSV or Parquet)."""
+    out: Path = field(kw_only=True)
+    """Folder for the answers."""
+    finding: tuple[str, ...] = ()
+    """Which findings to look for; default: all that the model knows."""
+    also: tuple[Path, ...] = ()
+    """Further models (other seeds) whose maps are averaged with the first one's."""
+    each_frame: bool = False
+    """Take every frame of multi-frame files."""
+    fast: bool = False
+    """One view instead of the model's averaged views; mask thresholds are kept, and were set for the averaged maps."""
+    uncertainty: bool = False
+    """Also write the standard deviation of the map over models, mirror images and shifts."""
+    hide_and_seek: float | None = None
+    """Drop mask regions that bring back less than this share of the classifier's evidence (0.1 is a good start)."""
+    formats: tuple[Literal["nifti", "npz", "png"], ...] = ("nifti", "npz", "png")
+    """What to write for each image."""
+    links: Path | None = None
+    """Write a CSV of pseudonymous id and path here; keep it as private as the images."""
+    batch_size: int = 16
+    """Images answered at once."""
+    threads: int = 1
+    """CPU threads."""
+    device: str = "cpu"
+    """Where to compute: cpu or cuda."""
+
+    def run(self) -> int:
+        import torch
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        from counterscan.cli.tables import say
+        from counterscan.report.stream import stream
+        from counterscan.taggan import TagGAN
+
+        torch.set_num_threads(self.threads)
+        tagger = TagGAN.from_pretrained([self.model, *self.also], self.device)
+        if self.fast:
+            rules = tagger.rules
+            tagger = tagger.with_care(_one_view(tagger))
+            tagger.rules = rules
+        columns = (SpinnerColumn(), TextColumn("{task.completed} images"), TimeElapsedColumn())
+        with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:
+            task = bar.add_task("tagging", total=None)
+            report = stream(
+                tagger,
+                _items(self.inputs, self.each_frame),
+                self.out,
+                self.finding or tagger.findings,
+                batch_size=self.batch_size,
+                formats=self.formats,
+                links=self.links,
+                ask=lambda batch, query: tagger.counterparts(
+                    batch, query, uncertainty=self.uncertainty, hide_and_seek_share=self.hide_and_seek
+                ),
+                progress=lambda n: bar.advance(task, n),
+            )
+        say(f"{self.out}: {report.done} answered, {report.skipped} done before, {len(report.bad)} unusable")
+        for path, reason in report.bad[:10]:
+            say(f"  {path}: {reason}")
+        if len(report.bad) > 10:
+            say(f"  ... all in {self.out / 'bad.csv'}")
+        return 0 if report.done or report.skipped else 1
+
+
+def _one_view(tagger: TagGAN) -> Any:
+    from dataclasses import replace
+
+    return replace(tagger.care, flips=False, shifts=())
+
+
+def _items(inputs: tuple[Path, ...], each_frame: bool) -> Iterator[tuple[Path, int | None]]:
+    """Files and frames of what was named on the command line."""
+    from counterscan.data.readers import iter_images
+
+    if len(inputs) == 1 and inputs[0].suffix.lower() in (".csv", ".parquet"):
+        from counterscan.data.table import StudyTable
+
+        table = StudyTable.read(inputs[0], labelled=False)
+        for row in range(len(table)):
+            yield table.image_path(row), table.frame_number(row)
+        return
+    for item in iter_images(inputs, each_frame=each_frame):
+        yield item.path, item.frame
+
+
+COMMANDS = {
+    "train": Lazy("Train classifier and TagGAN on a prepared store.", _train_command),
+    "run": Run,
+}

@@ -1,0 +1,40 @@
+"""A spectrally normalised critic that can be asked about a condition."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+
+class Critic(nn.Module):
+    """How real an image looks, given a condition: mean over patches, with a projection term (Miyato and Koyama 2018).
+
+    No normalisation but that of the weights, so that the answer for one image does not depend on its batch; the mean
+    over patches keeps the Lipschitz constant independent of the image's size.
+
+    Args:
+        base: channels of the first stage, doubled up to four times as many.
+        stages: convolutions followed by a halving of the resolution.
+        labels: length of the condition vector; 0 for none.
+    """
+
+    def __init__(self, base: int = 16, stages: int = 4, labels: int = 0) -> None:
+        super().__init__()
+        widths = [base * min(2**stage, 4) for stage in range(stages)]
+        self.stages = nn.ModuleList(
+            spectral_norm(nn.Conv2d(i, o, 3, padding=1)) for i, o in zip([1, *widths], widths, strict=False)
+        )
+        self.last = spectral_norm(nn.Conv2d(widths[-1], widths[-1], 3, padding=1))
+        self.head = spectral_norm(nn.Conv2d(widths[-1], 1, 1))
+        self.embed = spectral_norm(nn.Linear(labels, widths[-1], bias=False)) if labels else None
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """(N, 1, H, W) and (N, labels) to (N,), unbounded; larger is more real."""
+        for stage in self.stages:
+            x = F.avg_pool2d(F.leaky_relu(stage(x), 0.2), 2)
+        x = F.leaky_relu(self.last(x), 0.2)
+        realness = self.head(x).mean(dim=(1, 2, 3))
+        if self.embed is not None:
+            realness = realness + (self.embed(condition) * x.mean(dim=(2, 3))).sum(dim=1)
+        return realness

@@ -1,0 +1,190 @@
+"""Answers for any number of files: read, ask, write, one batch at a time; what is done is skipped on the next start."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from counterscan.counterpart import Counterpart, Query, StudyBatch, StudyRef
+from counterscan.data.geometry import Geometry
+from counterscan.data.intensity import IntensityRecipe, default_recipe
+from counterscan.data.load import on_grid
+from counterscan.data.readers import read_image
+from counterscan.errors import CounterscanError, InputError
+from counterscan.report.files import FORMATS, write_outputs
+from counterscan.report.pseudonym import pseudonym, secret_key
+from counterscan.report.results import ResultsFile, result_row
+
+Item = tuple[Path, int | None]
+
+
+class FileSystem(Protocol):
+    """A system that knows how its images were made."""
+
+    size: int | None
+    recipe: IntensityRecipe | None
+
+    def counterparts(self, batch: StudyBatch, query: Query) -> list[Counterpart]:
+        """See ``counterscan.counterpart.System``."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Read:
+    name: str
+    image: Tensor  # (1, size, size) in [-1, 1]
+    valid: Tensor  # (1, size, size) bool
+    geometry: Geometry
+    references: dict[str, str]
+
+
+@dataclass
+class StreamReport:
+    """What became of the files.
+
+    Attributes:
+        done: answered now.
+        skipped: answered by an earlier run.
+        bad: (path, reason) of files that could not be read or answered; also in ``bad.csv``.
+    """
+
+    done: int = 0
+    skipped: int = 0
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+
+def stream(
+    system: FileSystem,
+    items: Iterable[Item],
+    out: str | Path,
+    findings: Sequence[str],
+    *,
+    batch_size: int = 16,
+    formats: Sequence[str] = FORMATS,
+    links: str | Path | None = None,
+    ask: Callable[[StudyBatch, Query], list[Counterpart]] | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> StreamReport:
+    """Answer every file for every finding and write maps, counterparts, masks, overlays and ``results.csv``.
+
+    Under ``torchrun`` each process takes every world-th file. Memory does not grow with the number of files.
+
+    Args:
+        system: has ``size``, ``recipe`` and ``counterparts``.
+        items: (path, frame); frame None for single-frame files.
+        out: folder.
+        findings: each is asked in turn.
+        batch_size: images answered at once.
+        formats: see ``report.files.write_outputs``.
+        links: a CSV file of id and path, for whoever may know; without it only the key leads back to the files.
+        ask: how to ask the system; ``system.counterparts`` by default.
+        progress: called with the number of files finished after each batch.
+
+    Raises:
+        InputError: the system does not say its size, or results cannot be written (full disk).
+    """
+    if system.size is None:
+        raise InputError("the model does not say at which size it works", field="size", remedy="Train it from a store")
+    out, key, report = Path(out), secret_key(), StreamReport()
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    mine = islice(iter(items), rank, None, world)
+    with ResultsFile(out / "results.csv") as results, ThreadPoolExecutor(2) as pool:
+        for group in _batches(mine, batch_size):
+            named = [(item, pseudonym(f"{item[0].resolve()}#{item[1]}", key)) for item in group]
+            todo = [(item, name) for item, name in named if any((name, f) not in results for f in findings)]
+            report.skipped += len(named) - len(todo)
+            reads = _read_all(pool, todo, system, report)
+            for finding in findings:
+                missing = [read for read in reads if (read.name, finding) not in results]
+                _answer(ask or system.counterparts, missing, Query(finding), out, formats, results, report)
+            report.done += len(reads)
+            if links is not None:
+                _append(Path(links), ("id", "path", "frame"), [(n, str(i[0]), i[1]) for i, n in named])
+            if progress is not None:
+                progress(len(group))
+    if report.bad:
+        _append(out / "bad.csv", ("path", "reason"), report.bad)
+    return report
+
+
+def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    while group := list(islice(items, size)):
+        yield group
+
+
+def _read_all(
+    pool: ThreadPoolExecutor, todo: list[tuple[Item, str]], system: FileSystem, report: StreamReport
+) -> list[_Read]:
+    reads = []
+    for (item, _), outcome in zip(todo, pool.map(lambda one: _read(one[0], one[1], system), todo), strict=True):
+        if isinstance(outcome, CounterscanError):
+            report.bad.append((str(item[0]), " ".join(str(outcome).split())))
+        else:
+            reads.append(outcome)
+    return reads
+
+
+def _read(item: Item, name: str, system: FileSystem) -> _Read | CounterscanError:
+    path, frame = item
+    assert system.size is not None
+    try:
+        raw = read_image(path, frame=frame)
+        image, valid, geometry = on_grid(raw, system.recipe or default_recipe(raw), system.size)
+    except CounterscanError as error:
+        return error
+    return _Read(name, image, valid[None], geometry, dict(raw.references))
+
+
+def _answer(
+    ask: Callable[[StudyBatch, Query], list[Counterpart]],
+    reads: list[_Read],
+    query: Query,
+    out: Path,
+    formats: Sequence[str],
+    results: ResultsFile,
+    report: StreamReport,
+) -> None:
+    """Ask for a batch; if that fails, one by one, so that one bad image does not take its neighbours along."""
+    if not reads:
+        return
+    try:
+        answers: list[Counterpart | CounterscanError] = [*ask(_batch(reads), query)]
+    except CounterscanError as error:
+        if len(reads) > 1:
+            for read in reads:
+                _answer(ask, [read], query, out, formats, results, report)
+            return
+        answers = [error]
+    for read, answer in zip(reads, answers, strict=True):
+        if isinstance(answer, CounterscanError):
+            report.bad.append((read.name, " ".join(str(answer).split())))
+            continue
+        write_outputs(out / query.finding.lower().replace(" ", "_"), read.name, answer, formats=formats)  # type: ignore[arg-type]
+        results.append(result_row(read.name, answer))
+
+
+def _batch(reads: list[_Read]) -> StudyBatch:
+    return StudyBatch(
+        images=torch.stack([read.image for read in reads]),
+        valid=torch.stack([read.valid for read in reads]),
+        sources=[StudyRef(read.name, read.geometry, read.references) for read in reads],
+    )
+
+
+def _append(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        if fresh:
+            writer.writerow(columns)
+        writer.writerows(rows)

@@ -1,0 +1,177 @@
+"""From a prepared store to a finished tagger: classifiers, TagGAN, choice of checkpoint, mask thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from counterscan.care import Care
+from counterscan.classify import ClassifyConfig, train_classifier
+from counterscan.classify.task import LabelledRows
+from counterscan.data.splits import assert_disjoint
+from counterscan.errors import InputError
+from counterscan.files import write_json
+from counterscan.taggan.model import MapGenerator, NetworkConfig
+from counterscan.taggan.objective import ObjectiveConfig, TagGANTask
+from counterscan.taggan.selection import LabelOnlySelection
+from counterscan.taggan.tagger import VIEWS, TagGAN
+from counterscan.training import BalancedSampler, TrainConfig, finding_groups, load_weights, seed_everything, train
+from counterscan.training.config import plain
+
+if TYPE_CHECKING:
+    from counterscan.data.store import PreparedStore
+
+
+def _training() -> TrainConfig:
+    return TrainConfig(
+        steps=400,
+        batch_size=32,
+        precision="bf16",
+        schedule="cosine",
+        final_factor=0.03,
+        warmup=30,
+        grad_clip=5.0,
+        ema_half_life=70,
+        validate_every=50,
+        checkpoint_every=100,
+        sample_every=200,
+    )
+
+
+@dataclass(frozen=True)
+class TagGANConfig:
+    """Everything that a run is made of.
+
+    Attributes:
+        training: the loop's settings.
+        networks, objective: see there.
+        classifier: settings of the frozen classifiers of the class term; the k-th has the seed ``seed + k``.
+        classifiers: how many are trained.
+        care: views averaged at inference, and smoothing of the evidence.
+        percentile, min_area: of the mask rule; see ``taggan.masks``.
+    """
+
+    training: TrainConfig = field(default_factory=_training)
+    networks: NetworkConfig = field(default_factory=NetworkConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    classifier: ClassifyConfig = field(default_factory=ClassifyConfig)
+    classifiers: int = 1
+    care: Care = VIEWS
+    percentile: float = 99.0
+    min_area: float = 0.001
+
+
+def fit(
+    store: PreparedStore,
+    folder: str | Path,
+    config: TagGANConfig | None = None,
+    *,
+    classifiers: Sequence[nn.Module] | None = None,
+) -> TagGAN:
+    """Train, choose, calibrate, save to ``folder/model``. Called again after an interruption it goes on from there.
+
+    Args:
+        store: rows split into "train" and "val".
+        folder: the run folder.
+        config: settings.
+        classifiers: ready classifiers for the store's findings instead of new ones.
+
+    Raises:
+        InputError: a finding has one class only, a split is empty, or a patient is in both.
+    """
+    config, folder = config or TagGANConfig(), Path(folder)
+    learn, val = (store.subset(store.split == name) for name in ("train", "val"))
+    groups, meaning = _groups(learn, val, config.training.batch_size)
+    if classifiers is None:
+        seeds = [config.classifier.seed + k for k in range(config.classifiers)]
+        classifiers = [
+            train_classifier(store, folder / "classifiers" / str(seed), replace(config.classifier, seed=seed))
+            for seed in seeds
+        ]
+    seed_everything(config.training.seed)
+    selection = LabelOnlySelection(val.images(), torch.from_numpy(val.labels), store.findings, val.valid())
+    watch = val.batch(np.argsort(-np.nan_to_num(val.labels).sum(axis=1), kind="stable")[:8])
+    task = TagGANTask(
+        config.networks, config.objective, store.findings, classifiers, meaning, watch=watch, selection=selection
+    )
+    train(
+        task,
+        LabelledRows(learn, learn.labels),
+        config.training,
+        folder,
+        sampler=BalancedSampler(groups, config.training.batch_size, config.training.seed),
+        settings={"kind": "taggan", "findings": store.findings, "content": store.content, "taggan": plain(config)},
+    )
+    tagger = from_run(folder, store, config, classifiers)
+    tagger.save_pretrained(folder / "model")
+    return tagger
+
+
+def from_run(
+    folder: str | Path,
+    store: PreparedStore,
+    config: TagGANConfig,
+    classifiers: Sequence[nn.Module],
+    which: str | int = "best",
+) -> TagGAN:
+    """A tagger from a run's averaged weights, its mask rules calibrated on the store's healthy validation rows.
+
+    Args:
+        folder: the run folder.
+        store: the store it was trained on.
+        config: its settings.
+        classifiers: its classifiers; the first gives the scores.
+        which: "best" by the label-only criterion, "last", or a step.
+    """
+    generator = MapGenerator(config.networks, len(store.findings))
+    info = load_weights(folder, {"map": generator}, which)
+    tagger = TagGAN(
+        [generator],
+        store.findings,
+        classifier=classifiers[0] if classifiers else None,
+        care=config.care,
+        size=store.size,
+        recipe=store.recipe,
+        checkpoint=info["digest"][:16],
+    )
+    tagger.calibrate(store, store.split == "val", percentile=config.percentile, min_area=config.min_area)
+    write_json(Path(folder) / "choice.json", {"step": info["step"], "metrics": info["metrics"]})
+    return tagger
+
+
+def _groups(
+    learn: PreparedStore, val: PreparedStore, batch_size: int
+) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
+    """Rows with and without each finding, and what each group means; checked."""
+    for name, part in (("train", learn), ("val", val)):
+        if not len(part):
+            raise InputError(
+                f"no row is in the split {name!r}",
+                path=part.folder,
+                field="split",
+                remedy="Make splits with `counterscan data split` and prepare again",
+            )
+    assert_disjoint(learn.patients, val.patients)
+    groups, meaning = finding_groups(learn.labels)
+    for column, finding in enumerate(learn.findings):
+        for value, what in ((1, "with"), (0, "without")):
+            if (column, value) not in meaning:
+                raise InputError(
+                    f"no training image is labelled as {what} it",
+                    path=learn.folder,
+                    field=finding,
+                    remedy="TagGAN learns from both; add such images, or leave the finding out",
+                )
+    if batch_size < len(groups):
+        raise InputError(
+            f"{batch_size} images per step cannot hold images with and without each of {len(learn.findings)} findings",
+            field="batch_size",
+            remedy=f"Use at least {len(groups)}",
+        )
+    return groups, meaning
