@@ -25,7 +25,11 @@ SETTINGS, WEIGHTS, CLASSIFIER = "taggan.json", "map.safetensors", "classifier"
 
 
 def save(tagger: TagGAN, folder: Path) -> Path:
-    """Write a tagger; the settings file is written last, so that a folder with one is whole."""
+    """Write a tagger; the settings file is written last, so that a folder with one is whole.
+
+    A classifier that is not counterscan's own cannot be written: the reloaded tagger scores by its maps, until its
+    ``classifier`` is set again.
+    """
     tensors = {
         f"{k}/{name}": tensor.detach().cpu().contiguous()
         for k, generator in enumerate(tagger.generators)
@@ -33,10 +37,9 @@ def save(tagger: TagGAN, folder: Path) -> Path:
     }
     with atomic_write(folder / WEIGHTS) as handle:
         handle.write(safetensors.torch.save(tensors))
-    if tagger.classifier is not None:
-        if not isinstance(tagger.classifier, Classifier):
-            raise InputError("only counterscan's own classifiers can be saved with a tagger", field="classifier")
-        save_classifier(tagger.classifier, folder / CLASSIFIER)
+    own = tagger.classifier if isinstance(tagger.classifier, Classifier) else None
+    if own is not None:
+        save_classifier(own, folder / CLASSIFIER)
     settings = {
         "version": counterscan.__version__,
         "findings": list(tagger.findings),
@@ -45,7 +48,7 @@ def save(tagger: TagGAN, folder: Path) -> Path:
         "recipe": tagger.recipe.to_dict() if tagger.recipe is not None else None,
         "care": dataclasses.asdict(tagger.care),
         "rules": {finding: rule.to_dict() for finding, rule in tagger.rules.items()},
-        "classifier": tagger.classifier is not None,
+        "classifier": own is not None,
     }
     write_text(folder / "README.md", card(tagger))
     write_json(folder / SETTINGS, settings)
