@@ -40,6 +40,7 @@ class FileSystem(Protocol):
 
 @dataclass(frozen=True)
 class _Read:
+    path: Path
     name: str
     image: Tensor  # (1, size, size) in [-1, 1]
     valid: Tensor  # (1, size, size) bool
@@ -106,7 +107,7 @@ def stream(
             for finding in findings:
                 missing = [read for read in reads if (read.name, finding) not in results]
                 _answer(ask or system.counterparts, missing, Query(finding), out, formats, results, report)
-            report.done += len(reads)
+            report.done += sum(all((read.name, finding) in results for finding in findings) for read in reads)
             if links is not None:
                 _append(Path(links), ("id", "path", "frame"), [(n, str(i[0]), i[1]) for i, n in named])
             if progress is not None:
@@ -141,7 +142,7 @@ def _read(item: Item, name: str, system: FileSystem) -> _Read | CounterscanError
         image, valid, geometry = on_grid(raw, system.recipe or default_recipe(raw), system.size)
     except CounterscanError as error:
         return error
-    return _Read(name, image, valid[None], geometry, dict(raw.references))
+    return _Read(path, name, image, valid[None], geometry, dict(raw.references))
 
 
 def _answer(
@@ -166,7 +167,7 @@ def _answer(
         answers = [error]
     for read, answer in zip(reads, answers, strict=True):
         if isinstance(answer, CounterscanError):
-            report.bad.append((read.name, " ".join(str(answer).split())))
+            report.bad.append((str(read.path), " ".join(str(answer).split())))
             continue
         write_outputs(out / query.finding.lower().replace(" ", "_"), read.name, answer, formats=formats)  # type: ignore[arg-type]
         results.append(result_row(read.name, answer))
