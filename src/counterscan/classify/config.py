@@ -22,14 +22,16 @@ class ClassifyConfig:
     Attributes:
         model: the network.
         augment: random views; ``AugmentConfig.strong()`` for the large networks.
-        findings: label columns to learn; all when empty.
+        findings: label columns to learn, by any name they are known by; all when empty.
         policy: what an uncertain label (-1) is while training (Irvin et al. 2019). It is never evaluated on.
         blank: what an unmentioned finding is: absent, as CheXpert's own baselines have it, or not asked.
         label_smoothing: targets are this far from 0 and 1, halved: 0.1 trains towards .05 and .95.
-        rate, decay: AdamW's peak learning rate and weight decay.
+        rate: AdamW's peak learning rate.
+        decay: its weight decay; norms and biases are spared.
         warmup: share of the steps in which the rate rises; it then falls to zero along a cosine, which averages the
             last weights well enough that no moving average is kept (its batch-norm statistics would fit no weights).
-        steps, batch_size: length of training; a batch holds as many images with as without each finding.
+        steps: length of training in batches.
+        batch_size: images per step, as many with as without each finding.
         seed: of weights, batches and views.
         precision: "bf16" halves the time of a step on CPUs with bfloat16 units.
         threads: CPU threads; 0 leaves torch's choice.
@@ -69,8 +71,10 @@ class ClassifyConfig:
         for name in ("label_smoothing", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError("must be at least 0 and below 1", field=name)
-        if not self.rate > 0 or not self.decay >= 0:
-            raise InputError("the rate must be positive, the decay not negative", field="rate")
+        if not self.rate > 0:
+            raise InputError("must be positive", field="rate")
+        if not self.decay >= 0:
+            raise InputError("must not be negative", field="decay")
 
     def training(self) -> TrainConfig:
         """Settings of the loop."""

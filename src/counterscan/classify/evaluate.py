@@ -20,7 +20,7 @@ def evaluate_classifier(
     store: PreparedStore,
     rows: Any = None,
     *,
-    blank: Literal["zero", "ignore"] = "zero",
+    blank: Literal["zero", "ignore"] | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -30,15 +30,15 @@ def evaluate_classifier(
         classifier: trained; its findings must be among the store's.
         store: prepared at the size the classifier was trained at.
         rows: indices, slice or (N,) bool mask of the rows to judge, such as ``store.split == "test"``; None for all.
-        blank: whether an unmentioned finding counts as absent, as in training, or is skipped. Uncertain labels are
-            always skipped.
+        blank: whether an unmentioned finding counts as absent or is skipped; None for what it was in training.
+            Uncertain labels are always skipped.
         resamples, seed: of the bootstrap.
 
     Returns:
-        "images", "patients", "checkpoint", "mean_roc_auc", "mean_pr_auc", and "findings": name -> "present", "absent"
-        (images), "roc_auc" and "pr_auc" as [value, low, high], "ece_raw", "ece", "brier_raw", "brier" before and after
-        calibration, "threshold" (probability, from validation), "sensitivity", "specificity" at it. NaN where a figure
-        does not exist.
+        "images", "patients", "blank", "checkpoint", "mean_roc_auc", "mean_pr_auc", and "findings": name -> "present",
+        "absent" (images), "roc_auc" and "pr_auc" as [value, low, high], "ece_raw", "ece", "brier_raw", "brier" before
+        and after calibration, "threshold" (probability, from validation), "sensitivity", "specificity" at it. NaN where
+        a figure does not exist.
 
     Raises:
         InputError: no rows, an unknown finding, or images of another size.
@@ -46,7 +46,8 @@ def evaluate_classifier(
     part = store if rows is None else store.subset(rows)
     _check(classifier, part)
     columns = [part.findings.index(name) for name in classifier.findings]
-    targets = torch.from_numpy(np.ascontiguousarray(part.table.targets("ignore", blank)[:, columns]))
+    meaning = blank or classifier.trained_on.get("blank", "zero")
+    targets = torch.from_numpy(np.ascontiguousarray(part.table.targets("ignore", meaning)[:, columns]))
     logits = predict_logits(classifier, part)
     device = classifier.temperature.device
     raw, fitted = torch.sigmoid(logits), classifier.probabilities(logits.to(device)).cpu()
@@ -75,6 +76,7 @@ def evaluate_classifier(
     return {
         "images": len(part),
         "patients": len(set(patients)),
+        "blank": meaning,
         "checkpoint": classifier.digest,
         "mean_roc_auc": float(np.nanmean([interval.value for interval in rocs])),
         "mean_pr_auc": float(np.nanmean([interval.value for interval in prs])),

@@ -15,6 +15,7 @@ from counterscan.classify.calibration import Calibration, calibrate
 from counterscan.classify.card import model_card
 from counterscan.classify.config import ClassifyConfig
 from counterscan.classify.task import ClassifierTask, LabelledRows, predict_logits
+from counterscan.data.findings import canonical_name
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.files import read_json, write_json, write_text
@@ -41,7 +42,7 @@ def train_classifier(store: PreparedStore, folder: str | Path, config: ClassifyC
         InputError: no training rows, an unknown finding, or a finding that all training rows have or lack.
     """
     config = config or ClassifyConfig()
-    findings = config.findings or store.findings
+    findings = tuple(map(canonical_name, config.findings)) or store.findings
     rows, held = (_rows(store, split, findings, config) for split in ("train", "val"))
     _check_classes(rows, findings)
     groups, _ = finding_groups(rows.targets)
@@ -49,7 +50,7 @@ def train_classifier(store: PreparedStore, folder: str | Path, config: ClassifyC
     seed_everything(config.seed)
     task = ClassifierTask(Classifier(config.model, findings), config, held)
     recipe = store.recipe.to_dict() if store.recipe is not None else None
-    data = {"size": store.size, "content": store.content, "recipe": recipe}
+    data = {"size": store.size, "content": store.content, "recipe": recipe, "blank": config.blank}
     settings = {**config.system(), "findings": list(findings), "data": data}
     result = train(task, rows, config.training(), folder, sampler=sampler, settings=settings)
     classifier = load_classifier(folder, device=str(next(task.modules["classifier"].parameters()).device))

@@ -64,7 +64,8 @@ class Classifier(nn.Module):
         temperature, offset: (C,) calibration, 1 and 0 until it was calibrated; see ``probabilities``.
         threshold: (C,) probability from which a finding is called present.
         digest: of the checkpoint the weights come from, "" when there is none.
-        trained_on: what was known of the training images: size, intensity recipe, content hash.
+        trained_on: the training images: "size", "recipe" (of intensities), "content" (hash), "blank" (what an
+            unmentioned finding meant).
     """
 
     temperature: Tensor
