@@ -113,12 +113,12 @@ def test_the_ratio_of_magnitudes_is_of_means() -> None:
 
 def test_tables_leave_out_what_nobody_has() -> None:
     tables = {table.title: table for table in Evaluation.concat(halves()).tables()}
-    assert "Consolidation: at native resolution" not in tables
-    masks = tables["Consolidation: masks"]
+    assert "At native resolution" not in tables
+    masks = tables["Masks"]
     assert "Recall (PoI)" in masks.columns
-    assert [row[0] for row in tables["Consolidation: healthy counterparts"].rows] == ["ours", "leak"]
+    assert [row[0] for row in tables["Healthy counterparts"].rows] == ["ours", "leak"]
     assert [row[0] for row in tables["ours minus each peer"].rows] == ["peer", "leak"]
-    assert "2 folds, 2 seeds" in tables["Consolidation: maps"].note
+    assert "2 folds, 2 seeds" in tables["Maps"].note
 
 
 def test_the_tables_print() -> None:

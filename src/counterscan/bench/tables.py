@@ -70,11 +70,11 @@ def tables_of(evaluation: Evaluation) -> list[Table]:
     )
     detection = "Score of images with the finding against images without it, within each fold and seed."
     made = [
-        _table(evaluation, f"{evaluation.finding}: maps", MAPS, about, chart="AP"),
-        _table(evaluation, f"{evaluation.finding}: at native resolution", NATIVE, ""),
-        _table(evaluation, f"{evaluation.finding}: masks", MASKS, masks),
-        _table(evaluation, f"{evaluation.finding}: healthy counterparts", COUNTERPARTS, healing, digits=3),
-        _table(evaluation, f"{evaluation.finding}: detection", DETECTION, detection, digits=3),
+        _table(evaluation, "Maps", MAPS, about, chart="AP"),
+        _table(evaluation, "At native resolution", NATIVE, ""),
+        _table(evaluation, "Masks", MASKS, masks),
+        _table(evaluation, "Healthy counterparts", COUNTERPARTS, healing, digits=3),
+        _table(evaluation, "Detection", DETECTION, detection, digits=3),
         _differences(evaluation),
     ]
     return [table for table in made if table is not None]
