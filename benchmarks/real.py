@@ -77,6 +77,7 @@ class Options:
                 augment=replace(base.classifier.augment, flip=flip),
             ),
             objective=replace(base.objective, augment=replace(base.objective.augment, flip=flip)),
+            care=replace(base.care, flips=flip > 0),
         )
 
     def store(self) -> PreparedStore:
@@ -122,6 +123,7 @@ def train_ceiling(options: Options, count: int, fold: int) -> None:
 def train_all(options: Options, count: int) -> list[float]:
     """Every seed of every fold; CPU minutes of each."""
     context, minutes = multiprocessing.get_context("spawn"), []
+    options.store()  # once, before several processes ask for it
     with context.Pool(options.workers) as pool:
         jobs = [(seed, fold) for seed in range(options.seeds) for fold in range(count)]
         for seed, fold, seconds in pool.imap(partial(train_one, options, count), jobs, chunksize=1):

@@ -107,7 +107,9 @@ def run_commands(prog: str, commands: Commands, argv: Sequence[str]) -> int:
         return run_commands(f"{prog} {name}", command, argv[1:])
     import tyro
 
-    chosen = tyro.cli(command, prog=f"{prog} {name}", args=list(argv[1:]), config=(tyro.conf.OmitArgPrefixes,))
+    # Flags are the fields' own names, unless a command nests several configurations that share names.
+    style = () if getattr(command, "nested_flags", False) else (tyro.conf.OmitArgPrefixes,)
+    chosen = tyro.cli(command, prog=f"{prog} {name}", args=list(argv[1:]), config=style)
     return int(chosen.run() or 0)
 
 

@@ -3,44 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from counterscan.cli.main import Lazy
 
 if TYPE_CHECKING:
-    from counterscan.taggan import TagGAN, TagGANConfig
+    from counterscan.taggan import TagGAN
 
 
 def _train_command() -> type:
-    """Its flags are the fields of TagGANConfig, which takes torch to import."""
+    """Its flags are the fields of TagGANConfig, which takes torch to import: --training.steps, --objective.lam ..."""
     from counterscan.taggan import TagGANConfig
 
-    @dataclass
-    class Train:
-        """Train classifier and TagGAN on a prepared store; go on where an interrupted run stopped."""
+    def run(self: Any) -> None:
+        from counterscan.cli.tables import say
+        from counterscan.data.store import PreparedStore
+        from counterscan.files import read_json
+        from counterscan.taggan import fit
 
-        store: tyro.conf.Positional[Path]
-        """Folder made by `counterscan data prepare`, with rows in the splits train and val."""
-        out: Path = field(kw_only=True)
-        """Run folder."""
-        config: TagGANConfig = field(default_factory=TagGANConfig)
-        """Networks, objective, training loop, classifier."""
+        tagger = fit(PreparedStore.open(self.store), self.out, self.config)
+        choice = read_json(self.out / "choice.json")
+        say(f"{self.out / 'model'}: {', '.join(tagger.findings)}; weights of step {choice['step']}")
 
-        def run(self) -> None:
-            from counterscan.cli.tables import say
-            from counterscan.data.store import PreparedStore
-            from counterscan.files import read_json
-            from counterscan.taggan import fit
-
-            tagger = fit(PreparedStore.open(self.store), self.out, self.config)
-            choice = read_json(self.out / "choice.json")
-            say(f"{self.out / 'model'}: {', '.join(tagger.findings)}; weights of step {choice['step']}")
-
-    return Train
+    source = "Folder made by `counterscan data prepare`, with rows in the splits train and val."
+    options: list[tuple[str, Any] | tuple[str, Any, Any]] = [
+        ("store", Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help=source)]),
+        ("out", Annotated[Path, tyro.conf.arg(help="Run folder; the same command goes on with an interrupted run.")]),
+        ("config", Annotated[TagGANConfig, tyro.conf.arg(name="")], field(default_factory=TagGANConfig)),
+    ]
+    made = make_dataclass("Train", options, namespace={"run": run, "nested_flags": True})
+    made.__doc__ = "Train classifier and TagGAN on a prepared store; go on where an interrupted run stopped."
+    return made
 
 
 @dataclass
@@ -136,7 +133,91 @@ def _items(inputs: tuple[Path, ...], each_frame: bool) -> Iterator[tuple[Path, i
         yield item.path, item.frame
 
 
+@dataclass
+class Evaluate:
+    """Judge a model and its first peers on rows with lesion masks; write figures and an HTML page."""
+
+    model: tyro.conf.Positional[Path]
+    """A run folder, or a folder written by save_pretrained."""
+    source: tyro.conf.Positional[Path]
+    """A prepared store, or a study table, which is then prepared with the model's size and recipe."""
+    out: Path = field(kw_only=True)
+    """Folder for figures and report.html."""
+    split: str = "test"
+    """Which rows are judged; the thresholds of the peers come from healthy rows of the split val."""
+    judge: Path | None = None
+    """Run folder of an independently trained classifier, for the healed rate."""
+    ig_steps: int = 16
+    """Points of Integrated Gradients."""
+    cases: int = 4
+    """Cases shown of each kind: best, median, worst."""
+    native: bool = True
+    """Also judge on the native grid of the image files."""
+    threads: int = 1
+    """CPU threads."""
+    device: str = "cpu"
+    """Where to compute: cpu or cuda."""
+
+    def run(self) -> None:
+        import torch
+        from rich.console import Console
+
+        from counterscan.bench.tagging import evaluate_tagger
+        from counterscan.classify import load_classifier
+        from counterscan.cli.classify import open_or_prepare
+        from counterscan.cli.tables import say
+        from counterscan.taggan import TagGAN
+
+        torch.set_num_threads(self.threads)
+        tagger = TagGAN.from_pretrained(self.model, self.device)
+        is_table = self.source.suffix.lower() in (".csv", ".parquet")
+        store = open_or_prepare(
+            self.source, self.out / "store", tagger.size if is_table else None, recipe=tagger.recipe
+        )
+        judge = load_classifier(self.judge, self.device) if self.judge is not None else None
+        run = self.model if (self.model / "metrics.jsonl").is_file() else None
+        report = evaluate_tagger(
+            tagger,
+            store,
+            self.out,
+            split=self.split,
+            judge=judge,
+            run=run,
+            native=self.native,
+            cases=self.cases,
+            ig_steps=self.ig_steps,
+        )
+        for table in report.tables():
+            Console().print(table.to_rich())
+        say(f"report: {report.page}")
+
+
+@dataclass
+class Demo:
+    """Make phantom films, train classifier and TagGAN on their labels, judge against first peers, write the page."""
+
+    out: Path = Path("runs/demo")
+    """Folder for everything."""
+    seed: int = 0
+    """Of films, networks and training."""
+    workers: int = 2
+    """Processes that render, and trainings at once."""
+
+    def run(self) -> None:
+        from rich.console import Console
+
+        from counterscan.bench.demo import demo
+        from counterscan.cli.tables import say
+
+        report, minutes = demo(self.out, self.seed, self.workers, say)
+        for table in report.tables():
+            Console().print(table.to_rich())
+        say(f"report: {report.page} ({minutes:.1f} minutes)")
+
+
 COMMANDS = {
     "train": Lazy("Train classifier and TagGAN on a prepared store.", _train_command),
     "run": Run,
+    "evaluate": Evaluate,
+    "demo": Demo,
 }

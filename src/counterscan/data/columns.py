@@ -178,8 +178,8 @@ def _parse_mask_kind(frame: pd.DataFrame, path: str | Path | None) -> pd.Series:
     guess = np.where(has_mask, "pixel", np.where(has_boxes, "box", "none(unknown)"))
     if "mask_kind" not in frame:
         return pd.Series(guess, index=frame.index)
-    kind = text_column(frame["mask_kind"]).str.lower().replace({"empty": "none(empty)", "unknown": "none(unknown)"})
-    kind = pd.Series(np.where(kind == "", guess, kind), index=frame.index)
+    given = text_column(frame["mask_kind"]).str.lower().replace({"empty": "none(empty)", "unknown": "none(unknown)"})
+    kind = given.where(given != "", pd.Series(guess, index=frame.index, dtype="str"))
     wrong = np.flatnonzero(~kind.isin(MASK_KINDS))
     if len(wrong):
         problem = f"unknown mask kind {kind.iloc[wrong[0]]!r}"

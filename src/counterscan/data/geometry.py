@@ -135,8 +135,9 @@ class Geometry:
         Raises:
             InputError: a key is unknown or missing.
         """
+        settings: dict[str, Any] = {k: tuple(item) if isinstance(item, list) else item for k, item in value.items()}
         try:
-            return cls(**{key: tuple(item) if isinstance(item, list) else item for key, item in value.items()})
+            return cls(**settings)
         except TypeError as error:
             raise InputError(f"is not a geometry ({error})", field="geometry") from None
 

@@ -111,7 +111,8 @@ class IntensityRecipe:
         unknown = sorted(set(value) - {entry.name for entry in fields(cls)})
         if unknown:
             raise _refusal(unknown[0], "is no setting of a recipe")
-        return cls(**{key: tuple(item) if isinstance(item, list) else item for key, item in value.items()})
+        settings: dict[str, Any] = {k: tuple(item) if isinstance(item, list) else item for k, item in value.items()}
+        return cls(**settings)
 
     def _unit(self, raw: RawImage) -> np.ndarray:
         """(H, W) float32 in [0, 1], freshly made."""

@@ -166,7 +166,7 @@ class TagGAN:
         before, after = self._scores(x, evidence, column) or [], self._scores(healed, None, column)
         if uncertainty:
             spread = self._spread(x, query.finding)
-        made_by = Provenance(self.name, counterscan.__version__, self.checkpoint, self._settings(query.finding))
+        made_by = Provenance(self.name, counterscan.__version__, self.checkpoint, self.settings(query.finding))
         answers = []
         for i in range(len(batch)):
             mask = None if masks is None else masks[i]
@@ -265,7 +265,8 @@ class TagGAN:
             return "ok"
         return f"not healed: the classifier still sees the finding in the counterpart (p = {after[i]:.2f})"
 
-    def _settings(self, finding: str) -> dict[str, Any]:
+    def settings(self, finding: str) -> dict[str, Any]:
+        """How maps and masks of a finding are made, in plain values."""
         rule = self.rules.get(finding)
         return {
             "generators": len(self.generators),

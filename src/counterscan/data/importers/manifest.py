@@ -44,8 +44,8 @@ def import_manifest(root: str | Path, *, seed: int = 0) -> StudyTable:
         frame = _nih(frame, rows)
         fixed = dict.fromkeys(frame["patient"][frame["boxes"] != ""], "test")
     elif "covid" in rows:
-        frame = frame.assign(**{"COVID-19": rows["covid"], "Abnormal": rows["label"], "patient": _join_texts(rows)})
-        frame = frame.drop(columns="covid")
+        frame["COVID-19"] = rows["covid"]
+        frame = frame.drop(columns="covid").assign(Abnormal=rows["label"], patient=_join_texts(rows))
     else:
         frame["Brain Tumor" if "rel_height" in rows else "Abnormal"] = rows["label"]
     return split_by_patient(make_table(frame, path.parent, ()), seed=seed, fixed=fixed)
