@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,8 +37,3 @@ def unchanged(logits: Tensor, before: Tensor, weight: Tensor) -> Tensor:
 def magnitude(maps: Tensor) -> Tensor:
     """E |M|."""
     return maps.abs().mean()
-
-
-def total_variation(maps: Tensor) -> Tensor:
-    """E |dM/dx| + E |dM/dy|."""
-    return torch.diff(maps, dim=-1).abs().mean() + torch.diff(maps, dim=-2).abs().mean()
