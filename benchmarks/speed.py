@@ -1,6 +1,6 @@
 """How fast, as ratios measured in one run on one machine.
 
-    python benchmarks/speed.py --out runs/speed            # all four parts, TIME_TO_FILL
+    python benchmarks/speed.py --out runs/speed            # all four parts, half an hour
     python benchmarks/speed.py --out runs/speed --quick    # does it run: under a minute, figures mean nothing
 
 `inference`: image in, map and mask out, against Grad-CAM and Integrated Gradients with 50 steps (Captum) on a
@@ -103,24 +103,37 @@ class Speed:
         write_text(self.out / "speed.md", "\n\n".join([about, *(f"{t.title}\n\n{t.to_markdown()}" for t in tables)]))
 
 
-def race(contestants: Mapping[str, Callable[[], Any]], repeats: int) -> Race:
-    """Seconds of each contestant in each round; a round starts with another one each time."""
+def race(contestants: Mapping[str, Callable[[], Any]], repeats: int, budget: float = 60.0) -> Race:
+    """Seconds of each contestant in each round; a round starts with another one each time.
+
+    A first, uncounted run warms up and tells how many rounds fit the budget (seconds per contestant); one that fills
+    half of it counts and is the only one.
+    """
     times: Race = {name: [] for name in contestants}
+    rounds: dict[str, int] = {}
     names = list(contestants)
-    for run in contestants.values():
-        run()
-    for number in range(repeats):
+    for name in names:
+        first = timed(contestants[name])
+        rounds[name] = min(repeats, int(budget / first)) if first < budget / 2 else 0
+        times[name] += [] if rounds[name] else [first]
+    for number in range(max(rounds.values())):
         start = number % len(names)
         for name in names[start:] + names[:start]:
-            began = time.perf_counter()
-            contestants[name]()
-            times[name].append(time.perf_counter() - began)
+            if number < rounds[name]:
+                times[name].append(timed(contestants[name]))
     return times
 
 
+def timed(run: Callable[[], Any]) -> float:
+    """Seconds."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
 def ratio(times: Race, name: str, reference: str) -> float:
-    """Median over rounds of time / the reference's time in the same round."""
-    return statistics.median(a / b for a, b in zip(times[name], times[reference], strict=True))
+    """Median over the rounds that both ran of time / the reference's time in the same round."""
+    return statistics.median(a / b for a, b in zip(times[name], times[reference], strict=False))
 
 
 # Inference
@@ -220,7 +233,7 @@ def trainer(store: PreparedStore, precision: Literal["bf16", "fp32"], share: flo
 
 def reading(options: Speed, scratch: Path) -> list[Table]:
     """Seconds for preparing, an epoch from the store, and an epoch that decodes."""
-    count, native, size = (64, 128, 64) if options.quick else (1000, 512, 128)
+    count, native, size = (64, 128, 64) if options.quick else (400, 512, 128)
     table = write_phantom(scratch / "films", count, PhantomConfig(size=native, text=False), twins=False)
     recipe = IntensityRecipe("range")
     began = time.perf_counter()
