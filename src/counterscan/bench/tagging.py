@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -21,7 +21,7 @@ from counterscan.errors import InputError
 from counterscan.files import write_json
 from counterscan.report.cases import Case, Picks, pick_cases
 from counterscan.report.page import write_report
-from counterscan.report.tables import Table
+from counterscan.report.tables import Cell, Table
 from counterscan.taggan import TagGAN
 from counterscan.training import read_metrics
 
@@ -48,6 +48,22 @@ class TagReport:
     evaluations: dict[str, Evaluation]
     sensitivity: ClassSensitivity | None
     page: Path
+
+    def headline(self) -> Table:
+        """Pixel AP of every system for every finding: what fits a terminal."""
+        first = next(iter(self.evaluations.values()))
+        rows: list[list[Cell]] = [
+            [
+                name,
+                *(found.interval(name, "ap") if name in found.systems else None for found in self.evaluations.values()),
+            ]
+            for name in first.systems
+        ]
+        note = "Mean over images with the lesion, 95 % intervals over patients. Everything else is in the report."
+        better: dict[str, Literal["high", "low"]] = {finding: "high" for finding in self.evaluations}
+        return Table(
+            "Pixel average precision", ("System", *self.evaluations), rows, note=note, better=better, own=first.own
+        )
 
     def tables(self) -> list[Table]:
         """All tables, a finding's name in their titles."""

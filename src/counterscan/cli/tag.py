@@ -187,8 +187,7 @@ class Evaluate:
             cases=self.cases,
             ig_steps=self.ig_steps,
         )
-        for table in report.tables():
-            Console().print(table.to_rich())
+        Console().print(report.headline().to_rich())
         say(f"report: {report.page}")
 
 
@@ -210,8 +209,7 @@ class Demo:
         from counterscan.cli.tables import say
 
         report, minutes = demo(self.out, self.seed, self.workers, say)
-        for table in report.tables():
-            Console().print(table.to_rich())
+        Console().print(report.headline().to_rich())
         say(f"report: {report.page} ({minutes:.1f} minutes)")
 
 

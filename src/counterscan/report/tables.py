@@ -83,7 +83,9 @@ class Table:
         best = self.best()
         table = RichTable(title=self.title, caption=self.note or None, title_justify="left", caption_justify="left")
         for i, name in enumerate(self.columns):
-            table.add_column(Text(name), justify="left" if i == 0 else "right", no_wrap=i > 0)
+            # In a narrow terminal figures are cut before the names of the systems are.
+            narrowest = min(22, max(map(len, (name, *(str(row[0]) for row in self.rows))))) if i == 0 else None
+            table.add_column(Text(name), justify="left" if i == 0 else "right", no_wrap=i > 0, min_width=narrowest)
         for r, row in enumerate(self.rows):
             style = "cyan" if row[0] == self.own else ""
             cells = [Text(self.text(c), style="bold" if (r, i) in best else "") for i, c in enumerate(row)]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 VIEWS = Care(flips=True, shifts=((2, 2), (-2, 2), (2, -2), (-2, -2)), smoothing=1 / 64)
 ONE_VIEW = Care(smoothing=1 / 64)
+_CACHED_PIXELS = 2**16
 
 
 class TagGAN:
@@ -58,7 +59,11 @@ class TagGAN:
         recipe: IntensityRecipe | None = None,
         checkpoint: str | None = None,
     ) -> None:
-        self.generators = [generator.eval().requires_grad_(False) for generator in generators]
+        # Channels last: with bfloat16 (`_map_of`) the faster order on CPUs and GPUs.
+        self.generators = [
+            generator.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for generator in generators
+        ]
         self.findings, self.classifier, self.rules = tuple(findings), classifier, dict(rules or {})
         self.care, self.size, self.recipe, self.checkpoint = care, size, recipe, checkpoint
 
@@ -123,12 +128,20 @@ class TagGAN:
         for generator in self.generators:
 
             def map_of(view: Tensor, generator: MapGenerator = generator) -> Tensor:
-                return generator(view, torch.full((len(view),), column, device=view.device)).float()
+                return self._map_of(generator, view, column)
 
             with evaluating(generator):
                 each.append(average_over_views(map_of, x, self.care))
         stack = torch.stack(each)
         return stack.mean(dim=0), stack.std(dim=0) if len(each) > 1 else None
+
+    @staticmethod
+    def _map_of(generator: MapGenerator, x: Tensor, column: int) -> Tensor:
+        """M of one generator and view; bfloat16 where that is fast, on a CPU in parts whose features fit the cache."""
+        part = max(1, _CACHED_PIXELS // (x.shape[-1] * x.shape[-2])) if x.device.type == "cpu" else max(1, len(x))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=_bfloat16_is_fast(x.device)):
+            maps = [generator(p, torch.full((len(p),), column, device=p.device)).float() for p in x.split(part)]
+        return torch.cat(maps)
 
     def attribute(self, inputs: Tensor, target: int | str) -> Tensor:
         """Captum's shape: signed maps M (N, 1, H, W) for one finding, by name or column."""
@@ -252,8 +265,7 @@ class TagGAN:
                 for down, right in steps:
                     view = torch.roll(x, (down, right), dims=(-2, -1))
                     view = view.flip(-1) if mirrored else view
-                    column = torch.full((len(x),), self._column(finding), device=x.device)
-                    m = generator(view, column).float()
+                    m = self._map_of(generator, view, self._column(finding))
                     each.append(torch.roll(m.flip(-1) if mirrored else m, (-down, -right), dims=(-2, -1)))
         return torch.stack(each).std(dim=0)
 
@@ -273,6 +285,13 @@ class TagGAN:
             **dataclasses.asdict(self.care),
             "mask": None if rule is None else rule.to_dict(),
         }
+
+
+def _bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether the device has units for it; elsewhere it is emulated and slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 def strongest(evidence: Tensor, share: float = 0.01) -> Tensor:
