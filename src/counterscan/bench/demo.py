@@ -21,8 +21,8 @@ from counterscan.data.store import PreparedStore
 from counterscan.data.table import StudyTable
 from counterscan.taggan import TagGANConfig, fit
 
-FINDINGS = ("Consolidation", "Pleural Effusion", "Pneumothorax")
-COUNT, SIZE = 2000, 64
+FINDINGS = ("Consolidation", "Pneumothorax")  # one brighter than lung, one darker
+COUNT, SIZE = 1500, 64
 CARE = Care(shifts=((1, 1), (-1, 1), (1, -1), (-1, -1)), smoothing=1 / 64)  # no mirror images: hearts have a side
 
 
@@ -66,12 +66,12 @@ def demo(folder: Path, seed: int, workers: int, say: Callable[[str], None]) -> t
 
 
 def demo_config(seed: int) -> TagGANConfig:
-    """The package's defaults, for films instead of slices and three findings instead of one."""
+    """The package's defaults, for films instead of slices and two findings instead of one."""
     base = TagGANConfig()
     views = replace(base.objective.augment, flip=0.0)
     return replace(
         base,
-        training=replace(base.training, seed=seed, steps=400, batch_size=36, tensorboard=False),
+        training=replace(base.training, seed=seed, steps=400, tensorboard=False),
         objective=replace(base.objective, augment=views),
         classifier=ClassifyConfig(
             seed=seed, steps=700, augment=replace(base.classifier.augment, flip=0.0), tensorboard=False
@@ -87,7 +87,7 @@ def phantom_store(folder: Path, seed: int, workers: int, say: Callable[[str], No
         say(f"rendering {COUNT} phantom films")
         config = PhantomConfig(size=SIZE, findings=FINDINGS, prevalence=0.3)
         made = write_phantom(folder / "phantom", COUNT, config, seed, workers=workers)
-        split_by_patient(made, {"train": 0.65, "val": 0.1, "test": 0.25}, seed).write(table)
+        split_by_patient(made, {"train": 0.7, "val": 0.1, "test": 0.2}, seed).write(table)
     prepare(StudyTable.read(table), folder / "store", size=SIZE, workers=1)
     return PreparedStore.open(folder / "store")
 

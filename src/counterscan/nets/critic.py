@@ -17,10 +17,13 @@ class Critic(nn.Module):
         base: channels of the first stage, doubled up to four times as many.
         stages: convolutions followed by a halving of the resolution.
         labels: length of the condition vector; 0 for none.
+        lipschitz: about the largest slope of the answer. Averaging and normalised weights make it small, so that at 1 a
+            hinge margin of 1 is out of reach; more makes the critic stronger and its gradient larger.
     """
 
-    def __init__(self, base: int = 16, stages: int = 4, labels: int = 0) -> None:
+    def __init__(self, base: int = 16, stages: int = 4, labels: int = 0, lipschitz: float = 1.0) -> None:
         super().__init__()
+        self.lipschitz = lipschitz
         widths = [base * min(2**stage, 4) for stage in range(stages)]
         self.stages = nn.ModuleList(
             spectral_norm(nn.Conv2d(i, o, 3, padding=1)) for i, o in zip([1, *widths], widths, strict=False)
@@ -37,4 +40,4 @@ class Critic(nn.Module):
         realness = self.head(x).mean(dim=(1, 2, 3))
         if self.embed is not None:
             realness = realness + (self.embed(condition) * x.mean(dim=(2, 3))).sum(dim=1)
-        return realness
+        return self.lipschitz * realness

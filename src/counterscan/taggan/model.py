@@ -31,7 +31,7 @@ class NetworkConfig:
         base: channels of G_f at full resolution.
         levels: resolutions of G_f; image sides must be multiples of 2^(levels - 1).
         back_base, back_levels: the same of G_b, which has the easier task.
-        critic_base, critic_stages: of both critics.
+        critic_base, critic_stages, critic_lipschitz: of both critics.
     """
 
     base: int = 16
@@ -40,6 +40,7 @@ class NetworkConfig:
     back_levels: int = 3
     critic_base: int = 16
     critic_stages: int = 4
+    critic_lipschitz: float = 1.0
 
 
 def finding_labels(columns: Tensor, count: int) -> Tensor:
@@ -106,7 +107,8 @@ class ConditionalCritic(nn.Module):
     def __init__(self, config: NetworkConfig, findings: int) -> None:
         super().__init__()
         self.findings = findings
-        self.net = Critic(config.critic_base, config.critic_stages, labels=2 * findings if findings > 1 else 0)
+        condition = 2 * findings if findings > 1 else 0
+        self.net = Critic(config.critic_base, config.critic_stages, condition, config.critic_lipschitz)
 
     def forward(self, x: Tensor, columns: Tensor, labels: Tensor) -> Tensor:
         """(N, 1, H, W), (N,), (N, C) to (N,)."""
