@@ -69,10 +69,11 @@ def demo_config(seed: int) -> TagGANConfig:
     """The package's defaults, for films instead of slices and two findings instead of one."""
     base = TagGANConfig()
     views = replace(base.objective.augment, flip=0.0)
+    # A heavier critic than on slices: films have more anatomy that a map could draw over.
     return replace(
         base,
         training=replace(base.training, seed=seed, steps=400, tensorboard=False),
-        objective=replace(base.objective, augment=views),
+        objective=replace(base.objective, augment=views, adversarial=1.0),
         classifier=ClassifyConfig(
             seed=seed, steps=700, augment=replace(base.classifier.augment, flip=0.0), tensorboard=False
         ),
