@@ -112,6 +112,24 @@ def test_processes_share_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(rows(tmp_path / "out")) == 5
 
 
+def test_a_full_disk_is_named_and_what_was_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    items = pictures(tmp_path / "in", 3)
+    stream(Brightness(), items[:1], tmp_path / "out", ["Edema"])
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match="No space left"):
+            stream(Brightness(), items, tmp_path / "out", ["Edema"], batch_size=1)
+    assert len(rows(tmp_path / "out")) == 1
+    report = stream(Brightness(), items, tmp_path / "out", ["Edema"])
+    assert (report.done, report.skipped) == (2, 1)
+
+
 def test_a_model_without_a_size_is_refused(tmp_path: Path) -> None:
     system = Brightness()
     system.size = None  # type: ignore[assignment]

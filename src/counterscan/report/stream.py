@@ -182,10 +182,14 @@ def _batch(reads: list[_Read]) -> StudyBatch:
 
 
 def _append(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle)
-        if fresh:
-            writer.writerow(columns)
-        writer.writerows(rows)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as handle:
+            writer = csv.writer(handle)
+            if fresh:
+                writer.writerow(columns)
+            writer.writerows(rows)
+    except OSError as error:
+        remedy = "Free space or choose another folder; the same command goes on from here"
+        raise InputError(f"cannot be written ({error.strerror or error})", path=path, remedy=remedy) from error
