@@ -84,6 +84,9 @@ def test_run_takes_files_folders_tables_and_dicom(study: Path, tmp_path: Path) -
         main(["tag", "run", str(study / "run" / "model"), table, "--out", str(tmp_path / "b"), "--formats", "npz"]) == 0
     )
     assert len(results(tmp_path / "b")) == 48
+    both = [table, str(dicom)]
+    assert main(["tag", "run", str(study / "run"), *both, "--out", str(tmp_path / "c"), "--formats", "npz"]) == 0
+    assert len(results(tmp_path / "c")) == 49
     again = ["tag", "run", str(study / "run"), table, "--out", str(tmp_path / "b"), "--formats", "npz"]
     assert main(again) == 0
     assert len(results(tmp_path / "b")) == 48

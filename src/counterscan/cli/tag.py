@@ -47,7 +47,7 @@ class Run:
     model: tyro.conf.Positional[Path]
     """A run folder, or a folder written by save_pretrained."""
     inputs: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files, folders, DICOM series, or one study table (CSV or Parquet)."""
+    """Image files, folders, DICOM series, study tables (CSV or Parquet)."""
     out: Path = field(kw_only=True)
     """Folder for the answers."""
     finding: tuple[str, ...] = ()
@@ -122,15 +122,17 @@ def _items(inputs: tuple[Path, ...], each_frame: bool) -> Iterator[tuple[Path, i
     """Files and frames of what was named on the command line."""
     from counterscan.data.readers import iter_images
 
-    if len(inputs) == 1 and inputs[0].suffix.lower() in (".csv", ".parquet"):
+    tables = [path for path in inputs if path.suffix.lower() in (".csv", ".parquet")]
+    for path in tables:
         from counterscan.data.table import StudyTable
 
-        table = StudyTable.read(inputs[0], labelled=False)
+        table = StudyTable.read(path, labelled=False)
         for row in range(len(table)):
             yield table.image_path(row), table.frame_number(row)
-        return
-    for item in iter_images(inputs, each_frame=each_frame):
-        yield item.path, item.frame
+    others = [path for path in inputs if path not in tables]
+    if others:
+        for item in iter_images(others, each_frame=each_frame):
+            yield item.path, item.frame
 
 
 @dataclass
