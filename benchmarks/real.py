@@ -63,6 +63,8 @@ class Options:
 
     flip: float = 0.5
     """Share of mirrored views in training."""
+    finding: str = "Brain Tumor"
+    """What is looked for."""
 
     def config(self, seed: int) -> TagGANConfig:
         """The package's defaults with this seed."""
@@ -81,8 +83,13 @@ class Options:
         )
 
     def store(self) -> PreparedStore:
-        """The prepared set."""
-        prepare(IMPORTERS["manifest"](self.data), self.out / f"store{self.size}", size=self.size, workers=1)
+        """The prepared set, with the one label that is asked about."""
+        prepare(
+            IMPORTERS["manifest"](self.data).with_findings([self.finding]),
+            self.out / f"store{self.size}",
+            size=self.size,
+            workers=1,
+        )
         return PreparedStore.open(self.out / f"store{self.size}")
 
 
@@ -206,7 +213,7 @@ class Lgg(Options):
 
     def run(self) -> None:
         """All of it."""
-        report(self, self.folds, "Brain Tumor")
+        report(self, self.folds, self.finding)
 
 
 @dataclass
@@ -215,10 +222,12 @@ class Nih(Options):
 
     flip: float = 0.0
     """Share of mirrored views in training; hearts have a side."""
+    finding: str = "Abnormal"
+    """What is looked for."""
 
     def run(self) -> None:
         """All of it."""
-        report(self, 1, "Abnormal")
+        report(self, 1, self.finding)
 
 
 if __name__ == "__main__":
