@@ -57,6 +57,7 @@ class Ablation(Options):
 
     def run(self) -> None:
         """Train, judge, print, write ``ablation.json`` and ``ablation.md``."""
+        self.prepare()
         store = fold_store(self, self.fold, 5)
         train_classifier(store, self.out / "classifier", self.config(0).classifier)
         with multiprocessing.get_context("spawn").Pool(self.workers) as pool:

@@ -82,14 +82,17 @@ class Options:
             care=replace(base.care, flips=flip > 0),
         )
 
-    def store(self) -> PreparedStore:
-        """The prepared set, with the one label that is asked about."""
+    def prepare(self) -> None:
+        """Decode the set once, with the one label that is asked about."""
         prepare(
             IMPORTERS["manifest"](self.data).with_findings([self.finding]),
             self.out / f"store{self.size}",
             size=self.size,
             workers=1,
         )
+
+    def store(self) -> PreparedStore:
+        """The prepared set."""
         return PreparedStore.open(self.out / f"store{self.size}")
 
 
@@ -130,7 +133,6 @@ def train_ceiling(options: Options, count: int, fold: int) -> None:
 def train_all(options: Options, count: int) -> list[float]:
     """Every seed of every fold; CPU minutes of each."""
     context, minutes = multiprocessing.get_context("spawn"), []
-    options.store()  # once, before several processes ask for it
     with context.Pool(options.workers) as pool:
         jobs = [(seed, fold) for seed in range(options.seeds) for fold in range(count)]
         for seed, fold, seconds in pool.imap(partial(train_one, options, count), jobs, chunksize=1):
@@ -190,6 +192,7 @@ def judge(options: Options, count: int, finding: str) -> Evaluation:
 
 def report(options: Options, count: int, finding: str) -> None:
     """Train, judge, write ``evaluation.json``, ``per_image.csv`` and ``results.md``, print the tables."""
+    options.prepare()
     minutes = train_all(options, count)
     found = judge(options, count, finding)
     found.save(options.out)
