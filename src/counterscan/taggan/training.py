@@ -109,6 +109,8 @@ def fit(
         settings={"kind": "taggan", "findings": store.findings, "content": store.content, "taggan": plain(config)},
     )
     tagger = from_run(folder, store, config, classifiers)
+    chosen = load_weights(folder, {})
+    write_json(folder / "choice.json", {"step": chosen["step"], "metrics": chosen["metrics"]})
     tagger.save_pretrained(folder / "model")
     return tagger
 
@@ -141,7 +143,6 @@ def from_run(
         checkpoint=info["digest"][:16],
     )
     tagger.calibrate(store, store.split == "val", percentile=config.percentile, min_area=config.min_area)
-    write_json(Path(folder) / "choice.json", {"step": info["step"], "metrics": info["metrics"]})
     return tagger
 
 
