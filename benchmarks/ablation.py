@@ -118,7 +118,8 @@ def judge(options: Ablation, name: str) -> dict[str, Any]:
 def figures(tagger: TagGAN, store: Any, rows: np.ndarray) -> dict[str, torch.Tensor]:
     """(N,) AP, NCC and Dice with the label-free threshold."""
     finding = store.findings[0]
-    evidence, truth = tagger.evidence(tagger.maps(store.images(rows), finding)[0]), store.masks(rows)
+    images, truth = store.images(rows), store.masks(rows)
+    evidence = tagger.evidence(tagger.maps(images, finding)[0], images)
     scores = map_scores(evidence, truth)
     return {"ap": scores["ap"], "ncc": scores["ncc"], "dice": dice(tagger.rules[finding](evidence), truth)}
 

@@ -26,6 +26,7 @@ import torch
 import tyro
 from rich.console import Console
 from supervised import supervised
+from torch import nn
 
 from counterscan.bench import Evaluation, evaluate_systems, first_peers, native_truth
 from counterscan.classify import load_classifier
@@ -155,15 +156,17 @@ def judge_seed(options: Options, count: int, finding: str, job: tuple[int, int])
     test, positive = store.split == "test", store.labels[:, column] == 1
     ill, well = np.flatnonzero(test & positive & (store.has_mask | boxes)), np.flatnonzero(test & ~positive)
     tagger = TagGAN.from_pretrained(folder / f"seed{seed}")
+    healthy_val = (store.split == "val") & ~positive
     classifiers = [load_classifier(folder / f"seed{k}" / "classifiers" / f"{100 + k}") for k in range(options.seeds)]
     systems: dict[str, System] = {"TagGAN": tagger}
     systems |= first_peers(
-        classifiers[seed], store, (store.split == "val") & ~positive, finding,
+        classifiers[seed], store, healthy_val, finding,
         care=tagger.care, ig_care=replace(tagger.care, shifts=()), ig_steps=options.ig_steps, any_lesion=boxes, key=KEY,
         # With boxes on test images only, the prior is learnt from the other test patients; else from training masks.
         location_rows=np.flatnonzero(store.has_mask & (test if boxes else store.split == "train")),
         location_smoothing=tagger.care.smoothing,
     )  # fmt: skip
+    systems |= not_spread(tagger, classifiers[seed], store, healthy_val, finding, options.ig_steps)
     if options.seeds > 1:
         systems["TagGAN, seeds averaged"] = TagGAN.from_pretrained([folder / f"seed{k}" for k in range(options.seeds)])
     if options.ceiling and not boxes:
@@ -176,6 +179,22 @@ def judge_seed(options: Options, count: int, finding: str, job: tuple[int, int])
     found = replace(found, per_image=found.per_image.assign(seed=seed))
     found.save(done)
     return found
+
+
+def not_spread(
+    tagger: TagGAN, classifier: nn.Module, store: PreparedStore, healthy_val: np.ndarray, finding: str, ig_steps: int
+) -> dict[str, System]:
+    """TagGAN and the attribution peers without the spreading that all of them get otherwise: as they are commonly
+    used, with averaged views and smoothing alone."""
+    plain = replace(tagger.care, reach=0.0)
+    bare = tagger.with_care(plain)
+    bare.calibrate(store, store.split == "val")
+    peers = first_peers(
+        classifier, store, healthy_val, finding,
+        care=plain, ig_care=replace(plain, shifts=()), ig_steps=ig_steps, key=KEY,
+    )  # fmt: skip
+    chosen = {"TagGAN": bare} | {n: peers[n] for n in ("Grad-CAM", "LayerCAM", "Integrated Gradients")}
+    return {f"{name}, not spread": system for name, system in chosen.items()}
 
 
 def judge(options: Options, count: int, finding: str) -> Evaluation:

@@ -180,7 +180,7 @@ def map_and_mask(system: Any, images: Tensor, half: bool) -> Callable[[], Tensor
     def evidence() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             signed = system.attribute(images, 0).float()
-        return system.evidence(signed)
+        return system.evidence(signed, images)
 
     rule = MaskRule(float(np.percentile(evidence().numpy(), 99)))
     return lambda: rule(evidence())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import counterscan
-from counterscan.care import average_over_views, evaluating, smooth
+from counterscan.care import average_over_views, evaluating, tidy
 from counterscan.counterpart import Counterpart, Provenance, Query, StudyBatch
 from counterscan.data.augment import AugmentConfig, augment
 from counterscan.data.store import PreparedStore
@@ -74,7 +74,7 @@ class Supervised:
 
         with evaluating(self.generator):
             p = average_over_views(of, batch.images, self.care)
-        evidence = smooth(p, self.care.smoothing)
+        evidence = tidy(p, batch.images, self.care)
         made_by = Provenance(self.name, counterscan.__version__)
         scores = evidence.flatten(1).amax(1).tolist()
         return [

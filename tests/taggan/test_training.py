@@ -47,7 +47,7 @@ def test_fit_finds_the_blobs_and_reloads(tmp_path: Path) -> None:
     store = blob_store()
     tagger = fit(store, tmp_path, config(), classifiers=[BlobClassifier()])
     ill = np.flatnonzero(store.labels[:, 0] == 1)
-    evidence = tagger.evidence(tagger.attribute(store.images(ill), 0))
+    evidence = tagger.evidence(tagger.attribute(store.images(ill), 0), store.images(ill))
     assert pixel_average_precision(evidence, store.masks(ill)).mean() > 0.8
     names = {name for line in read_metrics(tmp_path) for name in line}
     assert {"cycle", "back", "critic_abnormal/loss", "validation/criterion"} <= names  # bGAN joined late
@@ -58,7 +58,7 @@ def test_two_findings_in_one_model_light_their_own_lesions(tmp_path: Path) -> No
     tagger = fit(store, tmp_path, config(150, cycle=0.0, back=0.0), classifiers=[BlobClassifier(2)])
     for column, finding in enumerate(FINDINGS):
         both = np.flatnonzero((store.labels == 1).all(axis=1))
-        evidence = tagger.evidence(tagger.attribute(store.images(both), finding))
+        evidence = tagger.evidence(tagger.attribute(store.images(both), finding), store.images(both))
         own, other = (
             pixel_average_precision(evidence, store.masks(both, FINDINGS[k])).mean() for k in (column, 1 - column)
         )

@@ -23,7 +23,8 @@ from counterscan.taggan import TagGANConfig, fit
 
 FINDINGS = ("Consolidation", "Pneumothorax")  # one brighter than lung, one darker
 COUNT, SIZE = 1500, 64
-CARE = Care(shifts=((1, 1), (-1, 1), (1, -1), (-1, -1)), smoothing=1 / 64)  # no mirror images: hearts have a side
+# No mirror images: hearts have a side.
+CARE = Care(shifts=((1, 1), (-1, 1), (1, -1), (-1, -1)), smoothing=1 / 64, reach=0.055)
 
 
 def demo(folder: Path, seed: int, workers: int, say: Callable[[str], None]) -> tuple[TagReport, float]:

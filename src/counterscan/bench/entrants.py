@@ -111,7 +111,7 @@ def first_peers(
     Args:
         classifier: see ``peers.base``; the one our own system used.
         store, healthy_val_rows, finding, percentile, min_area: see ``calibrated``.
-        care: views and smoothing of the three attribution methods; give them ours.
+        care: views, smoothing and spreading of the three attribution methods and of the intensity; give them ours.
         ig_steps: points of Integrated Gradients.
         ig_care: its views, if fewer than ``care``: each costs ``ig_steps`` passes.
         location_rows: rows whose masks make the location prior, which is supervised; None leaves it out.
@@ -124,7 +124,7 @@ def first_peers(
         IntegratedGradients.name: lambda masker: IntegratedGradients(
             classifier, n_steps=ig_steps, care=ig_care or care, masker=masker
         ),
-        "Raw intensity": lambda masker: RawIntensity(smoothing=care.smoothing if care else 0.0, masker=masker),
+        "Raw intensity": lambda masker: RawIntensity(care=care, masker=masker),
     }
     if location_rows is not None:
         factories[MeanLesionLocation.name] = lambda masker: mean_location(

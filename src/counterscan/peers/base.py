@@ -1,4 +1,4 @@
-"""What all attribution peers share: the classifier's contract, equal care (test-time averaging, smoothing),
+"""What all attribution peers share: the classifier's contract, equal care (test-time averaging, smoothing, spreading),
 Counterparts.
 
 A classifier is an ``nn.Module`` that takes (N, 1, H, W) in [-1, 1] and returns logits (N, C), one column per finding
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import counterscan
-from counterscan.care import Care, average_over_views, evaluating, smooth
+from counterscan.care import Care, average_over_views, evaluating, tidy
 from counterscan.counterpart import Counterpart, Provenance, Query, StudyBatch
 from counterscan.errors import InputError
 
@@ -29,7 +30,7 @@ class AttributionPeer(ABC):
 
     Args:
         classifier: see the module's text. Its mode, its parameters and their gradients are left as they were.
-        care: averaging and smoothing.
+        care: averaging, smoothing and spreading.
         masker: turns evidence (N, 1, H, W) and valid pixels into bool masks; calibrate it as for our own systems, on
             healthy validation images. None leaves masks out.
     """
@@ -51,18 +52,18 @@ class AttributionPeer(ABC):
 
     def settings(self) -> dict[str, Any]:
         """What a reader needs to make the maps again."""
-        return {"flips": self.care.flips, "shifts": list(self.care.shifts), "smoothing": self.care.smoothing}
+        return asdict(self.care) | {"shifts": list(self.care.shifts)}
 
-    def evidence(self, attributions: Tensor) -> Tensor:
-        """Attributions as evidence >= 0, smoothed as ``care`` says; same shape."""
-        return smooth(self._speaks_for(attributions), self.care.smoothing)
+    def evidence(self, attributions: Tensor, images: Tensor) -> Tensor:
+        """Attributions of images as evidence >= 0, smoothed and spread as ``care`` says; same shape."""
+        return tidy(self._speaks_for(attributions), images, self.care)
 
     def _speaks_for(self, attributions: Tensor) -> Tensor:
         """The part of signed attributions that speaks for the finding, >= 0."""
         return attributions.clamp_min(0)
 
     def attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        """Attributions as the method defines them, averaged over the views of ``care`` but not smoothed.
+        """Attributions as the method defines them, averaged over the views of ``care`` but neither smoothed nor spread.
 
         Args:
             inputs: (N, 1, H, W) in [-1, 1].
@@ -91,7 +92,7 @@ class AttributionPeer(ABC):
         """
         if query.direction != "remove":
             raise InputError(f"{self.name} shows where a finding is and cannot add one", field="direction")
-        evidence = self.evidence(self.attribute(batch.images, query.finding))
+        evidence = self.evidence(self.attribute(batch.images, query.finding), batch.images)
         with torch.no_grad(), evaluating(self.classifier):
             logits = self.classifier(batch.images) if len(batch) else torch.zeros(0, 1)
         scores = logits[:, self._columns(query.finding, batch.images[:1])].sigmoid().flatten().tolist()

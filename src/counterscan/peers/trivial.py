@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
-from counterscan.care import smooth
+from counterscan.care import Care, smooth, tidy
 from counterscan.counterpart import Counterpart, Query, StudyBatch, StudyRef
 from counterscan.errors import InputError
 from counterscan.peers.base import Masker, as_counterparts
@@ -18,19 +19,19 @@ class RawIntensity:
 
     Args:
         invert: dark pixels are evidence.
-        smoothing: sigma of a Gaussian as a share of the width.
+        care: smoothing and spreading; there is nothing to average.
         masker: see ``AttributionPeer``.
     """
 
-    def __init__(self, *, invert: bool = False, smoothing: float = 0.0, masker: Masker | None = None) -> None:
-        self.invert, self.smoothing, self.masker = invert, smoothing, masker
+    def __init__(self, *, invert: bool = False, care: Care | None = None, masker: Masker | None = None) -> None:
+        self.invert, self.care, self.masker = invert, care or Care(), masker
         self.name = "Inverted intensity" if invert else "Raw intensity"
 
     def counterparts(self, batch: StudyBatch, query: Query) -> list[Counterpart]:
         """Evidence in [0, 1]; the query's finding makes no difference."""
         sign = -1 if self.invert else 1
-        evidence = smooth(((1 + sign * batch.images) / 2).clamp(0, 1), self.smoothing)
-        settings = {"invert": self.invert, "smoothing": self.smoothing}
+        evidence = tidy(((1 + sign * batch.images) / 2).clamp(0, 1), batch.images, self.care)
+        settings = {"invert": self.invert, **asdict(self.care)}
         return as_counterparts(batch, query, evidence, self.name, settings, self.masker)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import counterscan
-from counterscan.care import Care, average_over_views, evaluating, smooth
+from counterscan.care import Care, average_over_views, evaluating, tidy
 from counterscan.counterpart import Counterpart, Provenance, Query, StudyBatch
 from counterscan.errors import InputError
 from counterscan.nets.cnn import Classifier
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from counterscan.data.store import PreparedStore
     from counterscan.taggan.training import TagGANConfig
 
-VIEWS = Care(flips=True, shifts=((2, 2), (-2, 2), (2, -2), (-2, -2)), smoothing=1 / 64)
-ONE_VIEW = Care(smoothing=1 / 64)
+VIEWS = Care(flips=True, shifts=((2, 2), (-2, 2), (2, -2), (-2, -2)), smoothing=1 / 64, reach=0.055)
+ONE_VIEW = Care(smoothing=1 / 64, reach=0.055)
 _CACHED_PIXELS = 2**16
 
 
@@ -39,7 +39,8 @@ class TagGAN:
         classifier: frozen, logits (N, C); gives ``score_before`` and ``score_after``. None leaves scores to the map:
             mean of the strongest 1 % of the evidence.
         rules: finding -> mask rule; a finding without one gets no mask.
-        care: views that are averaged and smoothing of the evidence. Mirrored views suit bodies whose sides look alike.
+        care: views that are averaged, smoothing and spreading of the evidence. Mirrored views suit bodies whose sides
+            look alike.
         size: side of the model's grid in pixels.
         recipe: how intensities became [-1, 1] in training; applied again to every file.
         checkpoint: digest of the weights.
@@ -173,7 +174,7 @@ class TagGAN:
         m, spread = self.maps(x, query.finding)
         m = m * valid if valid is not None else m
         healed = (x - query.strength * m).clamp(-1, 1)
-        evidence = self.evidence(m, valid)
+        evidence = self.evidence(m, x, valid)
         rule = self.rules.get(query.finding)
         masks = rule(evidence, valid) if rule is not None else None
         before, after = self._scores(x, evidence, column) or [], self._scores(healed, None, column)
@@ -204,9 +205,9 @@ class TagGAN:
             )
         return answers
 
-    def evidence(self, maps: Tensor, valid: Tensor | None = None) -> Tensor:
-        """|M|, smoothed, 0 on padding; same shape."""
-        evidence = smooth(maps.abs(), self.care.smoothing)
+    def evidence(self, maps: Tensor, images: Tensor, valid: Tensor | None = None) -> Tensor:
+        """|M| of images, smoothed and spread as ``care`` says, 0 on padding; same shape."""
+        evidence = tidy(maps.abs(), images, self.care)
         return evidence * valid if valid is not None else evidence
 
     def calibrate(self, store: PreparedStore, rows: Sequence[int] | Any, **settings: Any) -> None:
@@ -215,7 +216,7 @@ class TagGAN:
         for column, finding in enumerate(self.findings):
             healthy = view.subset(view.labels[:, column] == 0)
             parts = [healthy.batch(range(i, min(i + 32, len(healthy)))) for i in range(0, len(healthy), 32)]
-            maps = [self.evidence(self.maps(part.images, finding)[0].cpu(), part.valid) for part in parts]
+            maps = [self.evidence(self.maps(p.images, finding)[0].cpu(), p.images, p.valid) for p in parts]
             valid = torch.cat([p.valid for p in parts if p.valid is not None]) if parts else None
             self.rules[finding] = calibrate(torch.cat(maps) if maps else torch.zeros(0), valid, **settings)
 
