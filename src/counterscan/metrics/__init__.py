@@ -1,2 +1,2 @@
 """Pure functions on tensors. Import the module that holds what you measure: localisation, counterfactual,
-classification, intervals."""
+classification, intervals; for explanations validity, faithfulness, stability, realism."""
