@@ -85,6 +85,7 @@ class Counterpart:
         score_after: evidence for the finding in its counterpart.
         path: the way between the two, when the system makes one.
         extras: named maps beside the main one ("lig", "difference", "reconstruction", "uncertainty").
+        figures: named numbers on the quality of the answer ("psnr", "completeness_gap", "flipped").
         verdict: "ok", or why this answer should not be trusted.
         source: where the image came from; None for pure synthesis.
         made_by: system, checkpoint, version, settings.
@@ -100,6 +101,7 @@ class Counterpart:
     score_after: float | None = None
     path: CounterfactualPath | None = None
     extras: dict[str, Tensor] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
     verdict: str = "ok"
     source: StudyRef | None = None
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -9,19 +12,45 @@ from counterscan.care import Care, average_over_views, smooth
 from counterscan.counterpart import Query, StudyBatch, StudyRef
 from counterscan.errors import InputError
 from counterscan.peers.gradcam import GradCAM
+from counterscan.peers.gradient_shap import GradientSHAP
 from counterscan.peers.integrated_gradients import IntegratedGradients
+from counterscan.peers.latent_shift import LatentShift
 from counterscan.peers.layercam import LayerCAM
-from tests.peers.tiny import TwoStages
+from counterscan.peers.occlusion import Occlusion
+from counterscan.peers.rise import RISE
+from counterscan.peers.smoothgrad import SmoothGrad
+from counterscan.peers.wachter import Wachter
+from tests.peers.tiny import Blocks, TwoStages
 
-PEERS = [GradCAM, LayerCAM, IntegratedGradients]
+IMAGES = torch.rand(3, 1, 16, 20, generator=torch.Generator().manual_seed(0)) * 2 - 1
+captum = pytest.mark.skipif(find_spec("captum") is None, reason="Captum computes it")
+
+# Those that show where a finding is, and those that take it away; quick settings.
+MAPS = [
+    GradCAM,
+    LayerCAM,
+    pytest.param(partial(RISE, n_masks=40, cells=4), id="RISE"),
+    pytest.param(IntegratedGradients, marks=captum),
+    pytest.param(partial(SmoothGrad, n_samples=5), marks=captum, id="SmoothGrad"),
+    pytest.param(partial(GradientSHAP, n_samples=5), marks=captum, id="GradientSHAP"),
+    pytest.param(
+        partial(GradientSHAP, n_samples=5, baseline=IMAGES.flip(0)), marks=captum, id="GradientSHAP-background"
+    ),
+    pytest.param(partial(Occlusion, window=0.25, stride=0.2), marks=captum, id="Occlusion"),
+]
+CHANGES = [
+    pytest.param(partial(Wachter, steps=5, rounds=1, care=Care()), id="Wachter"),
+    pytest.param(partial(LatentShift, autoencoder=Blocks(), max_shift=1.0), id="LatentShift"),
+]
+PEERS = [*MAPS, *CHANGES]
 
 
 @pytest.fixture
 def images():
-    return torch.rand(3, 1, 16, 20, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return IMAGES.clone()
 
 
-@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("peer", MAPS)
 def test_answers_with_counterparts(peer, images):
     valid = torch.ones_like(images, dtype=torch.bool)
     valid[..., :4] = False
@@ -90,10 +119,14 @@ def test_bad_input_is_refused(peer, images):
         method.attribute(images, 2)
     with pytest.raises(InputError, match=r"\(N, 1, H, W\)"):
         method.attribute(images[0], 0)
-    with pytest.raises(InputError, match="cannot add"):
-        method.counterparts(StudyBatch(images), Query("Edema", direction="add"))
     with pytest.raises(InputError, match="findings"):
         peer(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("peer", MAPS)
+def test_what_only_shows_a_finding_cannot_add_it(peer, images):
+    with pytest.raises(InputError, match="cannot add"):
+        peer(TwoStages()).counterparts(StudyBatch(images), Query("Edema", direction="add"))
 
 
 def test_views_come_back_to_their_place(images):

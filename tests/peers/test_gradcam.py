@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from counterscan.classify import AdaptedClassifier
+from counterscan.errors import InputError
 from counterscan.peers.gradcam import GradCAM
-from tests.peers.tiny import ByHand, TwoStages
+from tests.peers.tiny import FINDINGS, ByHand, TwoStages
 
 
 def test_by_hand():
@@ -27,3 +29,10 @@ def test_equals_captum(layer):
     net.relu.inplace = True
     torch.testing.assert_close(GradCAM(net, layer=getattr(net, layer)).attribute(images, 1), ours)
     assert torch.equal(GradCAM(net).attribute(images, 1), GradCAM(net, layer=net.late).attribute(images, 1))
+
+
+def test_a_classifier_without_visible_layers_is_refused_with_a_remedy():
+    script = torch.jit.trace(TwoStages().eval(), torch.zeros(1, 1, 16, 16))
+    with pytest.raises(InputError, match=r"no convolutional layer.*Integrated Gradients") as caught:
+        GradCAM(AdaptedClassifier(script, FINDINGS))
+    assert caught.value.field == "layer"

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from counterscan.classify import AdaptedClassifier
 from counterscan.errors import InputError
 from counterscan.peers.layercam import LayerCAM
-from tests.peers.tiny import ByHand, TwoStages
+from tests.peers.tiny import FINDINGS, ByHand, TwoStages
 
 
 def test_by_hand():
@@ -40,3 +41,10 @@ def test_a_layer_that_is_not_run_is_named():
         LayerCAM(net, layers=[torch.nn.Conv2d(1, 1, 1)]).attribute(torch.zeros(1, 1, 8, 8), 0)
     with pytest.raises(InputError, match="no feature maps"):
         LayerCAM(net, layers=[net.head]).attribute(torch.zeros(1, 1, 8, 8), 0)
+
+
+def test_a_classifier_without_visible_layers_is_refused_with_a_remedy():
+    script = torch.jit.trace(TwoStages().eval(), torch.zeros(1, 1, 16, 16))
+    with pytest.raises(InputError, match=r"no convolutional layers.*Integrated Gradients") as caught:
+        LayerCAM(AdaptedClassifier(script, FINDINGS))
+    assert caught.value.field == "layers"

@@ -1,11 +1,19 @@
-"""Classifiers small enough to work out by hand."""
+"""Classifiers and an autoencoder small enough to work out by hand."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from counterscan.peers.base import AttributionPeer
 
 FINDINGS = ("Edema", "Lung Lesion")
+IMAGE = torch.tensor([[[[0.5, -0.5], [1.0, 0.0]]]])
+W = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
 
 
 class TwoStages(nn.Module):
@@ -41,3 +49,62 @@ class ByHand(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.stage(x).mean((2, 3)))
+
+
+class Squares(nn.Module):
+    """Logit 0 = sum(w x^2), logit 1 its negative; keeps the sizes of its batches."""
+
+    findings, cam_layers = FINDINGS, ()
+
+    def __init__(self, w: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("w", w)
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        logit = (self.w * x.square()).sum((1, 2, 3))
+        return torch.stack([logit, -logit], dim=1)
+
+
+class Plane(nn.Module):
+    """Logit 0 = w . x + offset, logit 1 its negative."""
+
+    findings, cam_layers = FINDINGS, ()
+
+    def __init__(self, w: Tensor, offset: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("w", w)
+        self.offset = offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        logit = (self.w * x).sum((1, 2, 3)) + self.offset
+        return torch.stack([logit, -logit], dim=1)
+
+
+class Steep(TwoStages):
+    """A nonlinear classifier whose logits reach both sides of 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2000 * (super().forward(x) + torch.tensor([0.18, 0.325]))
+
+
+class Blocks(nn.Module):
+    """Keeps the mean of every 2 x 2 block; has a weight and a dropout to be left alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.drop = nn.Parameter(torch.ones(())), nn.Dropout(0.5)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.drop(F.avg_pool2d(x, 2) * self.weight)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return F.interpolate(z, scale_factor=2, mode="nearest")
+
+
+def own_settings(method: AttributionPeer) -> dict[str, Any]:
+    """Settings beyond those of the care that all peers are given."""
+    settings, care = method.settings(), asdict(method.care) | {"shifts": list(method.care.shifts)}
+    assert {name: settings.pop(name) for name in care} == care
+    return settings

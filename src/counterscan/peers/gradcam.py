@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from counterscan.care import Care
+from counterscan.errors import InputError
 from counterscan.peers.base import AttributionPeer, Masker
 from counterscan.peers.cam import features_and_gradients, upsample
 
@@ -17,6 +18,9 @@ class GradCAM(AttributionPeer):
         layer: whose feature maps are weighed; the last of ``classifier.cam_layers`` by default, as in the paper.
         care: averaging and smoothing.
         masker: see ``AttributionPeer``.
+
+    Raises:
+        InputError: no layer is given and the classifier shows none.
 
     Example::
 
@@ -34,6 +38,12 @@ class GradCAM(AttributionPeer):
         masker: Masker | None = None,
     ) -> None:
         super().__init__(classifier, care=care, masker=masker)
+        if layer is None and not self.cam_layers:
+            raise InputError(
+                "the classifier shows no convolutional layer, as TorchScript and exported programs do not",
+                field="layer",
+                remedy="Give the layer or the model as a module, or use Integrated Gradients, which needs no layer",
+            )
         self.layer = self.cam_layers[-1] if layer is None else layer
 
     def _attribute(self, inputs: Tensor, target: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from counterscan.care import Care, smooth
 from counterscan.errors import InputError
 from counterscan.peers.base import AttributionPeer, Masker
+from counterscan.peers.captum import captum_method
 
 Baseline = Literal["black", "blur", "mean"] | Callable[[Tensor], Tensor]
 
@@ -96,7 +97,7 @@ class IntegratedGradients(AttributionPeer):
         check_baseline(baseline)
         self.baseline, self.n_steps, self.part = baseline, n_steps, part
         self.internal_batch_size = internal_batch_size
-        self._method = _captum()(classifier)
+        self._method = captum_method("IntegratedGradients")(classifier)
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {
@@ -120,11 +121,3 @@ class IntegratedGradients(AttributionPeer):
             n_steps=self.n_steps,
             internal_batch_size=max(self.internal_batch_size, len(inputs)),
         )
-
-
-def _captum() -> Any:
-    try:
-        from captum.attr import IntegratedGradients as Method
-    except ImportError as error:
-        raise InputError("Integrated Gradients needs Captum", remedy="pip install counterscan[bench]") from error
-    return Method

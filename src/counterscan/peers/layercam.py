@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from counterscan.care import Care
+from counterscan.errors import InputError
 from counterscan.peers.base import AttributionPeer, Masker
 from counterscan.peers.cam import features_and_gradients, upsample
 
@@ -28,6 +29,9 @@ class LayerCAM(AttributionPeer):
             our trials on brain MRI.
         care: averaging and smoothing.
         masker: see ``AttributionPeer``.
+
+    Raises:
+        InputError: no layers are given and the classifier shows none.
     """
 
     name = "LayerCAM"
@@ -44,6 +48,12 @@ class LayerCAM(AttributionPeer):
     ) -> None:
         super().__init__(classifier, care=care, masker=masker)
         self.layers = self.cam_layers[-stages:] if layers is None else list(layers)
+        if not self.layers:
+            raise InputError(
+                "the classifier shows no convolutional layers, as TorchScript and exported programs do not",
+                field="layers",
+                remedy="Give the layers or the model as a module, or use Integrated Gradients, which needs no layer",
+            )
         self.fusion = fusion
 
     def settings(self) -> dict[str, Any]:
