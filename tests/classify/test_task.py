@@ -65,6 +65,27 @@ def test_prediction_does_not_depend_on_batches() -> None:
     assert predict_logits(classifier, store.subset([])).shape == (0, 1)
 
 
+class Brightness(torch.nn.Module):
+    """No parameters; maybe a buffer, which must then be on the images' device."""
+
+    def __init__(self, device: str | None = None) -> None:
+        super().__init__()
+        if device is not None:
+            self.register_buffer("threshold", torch.zeros(1, device=device))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3)) + (self.threshold if hasattr(self, "threshold") else 0)
+
+
+def test_a_classifier_without_parameters_predicts_where_its_buffers_are() -> None:
+    store = planted(6)
+    expected = store.images().mean((2, 3))
+    assert torch.equal(predict_logits(Brightness(), store), expected)
+    assert torch.equal(predict_logits(Brightness("cpu"), store), expected)
+    with pytest.raises(NotImplementedError, match="meta"):  # the images went there; only fetching the answer fails
+        predict_logits(Brightness("meta"), store)
+
+
 @pytest.mark.parametrize(
     ("options", "field"),
     [

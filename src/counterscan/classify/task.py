@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -92,8 +93,11 @@ class ClassifierTask(Task):
 
 @torch.no_grad()
 def predict_logits(classifier: nn.Module, store: PreparedStore, batch_size: int = 64) -> Tensor:
-    """Logits (N, C) float32 on the CPU of all rows of a store, by a classifier in evaluation mode on its own device."""
-    device = next(classifier.parameters()).device
+    """Logits (N, C) float32 on the CPU of all rows of a store, by a classifier in evaluation mode on its own device.
+
+    A classifier without parameters is where its buffers are, or on the CPU.
+    """
+    device = next((t.device for t in chain(classifier.parameters(), classifier.buffers())), torch.device("cpu"))
     parts = [
         classifier(store.images(slice(start, start + batch_size)).to(device)).float().cpu()
         for start in range(0, len(store), batch_size)

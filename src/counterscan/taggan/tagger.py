@@ -14,6 +14,7 @@ import counterscan
 from counterscan.care import Care, average_over_views, evaluating, tidy
 from counterscan.counterpart import Counterpart, Provenance, Query, StudyBatch
 from counterscan.errors import InputError
+from counterscan.inputs import checked_images
 from counterscan.nets.cnn import Classifier
 from counterscan.taggan.masks import MaskRule, calibrate, hide_and_seek
 from counterscan.taggan.model import MapGenerator
@@ -124,7 +125,7 @@ class TagGAN:
         Raises:
             InputError: unknown finding, or images that are not finite, in range and single-channel.
         """
-        column, x = self._column(finding), self._checked(images)
+        column, x = self._column(finding), checked_images(images).to(self.device)
         each = []
         for generator in self.generators:
 
@@ -169,7 +170,7 @@ class TagGAN:
         column = self._column(query.finding)
         if not len(batch):
             return []
-        x = self._checked(batch.images)
+        x = checked_images(batch.images).to(self.device)
         valid = None if batch.valid is None else batch.valid.to(x.device)
         m, spread = self.maps(x, query.finding)
         m = m * valid if valid is not None else m
@@ -226,19 +227,6 @@ class TagGAN:
                 f"the model does not know {finding!r}", field="finding", remedy=f"It knows {', '.join(self.findings)}"
             )
         return self.findings.index(finding)
-
-    def _checked(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] != 1:
-            raise InputError(f"expected images (N, 1, H, W), got {tuple(images.shape)}")
-        bad = int((~images.isfinite()).sum())
-        if bad:
-            raise InputError(f"{bad} pixels are NaN or infinite", remedy="Mend or leave out the image")
-        if len(images) and (float(images.min()) < -1.001 or float(images.max()) > 1.001):
-            raise InputError(
-                f"pixels range from {float(images.min()):.3g} to {float(images.max()):.3g}",
-                remedy="Bring them to [-1, 1] with the model's recipe (counterscan.data.load)",
-            )
-        return images.to(self.device)
 
     def _logits(self, images: Tensor) -> Tensor:
         assert self.classifier is not None

@@ -43,6 +43,11 @@ def digest(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
+def weights_digest(module: nn.Module) -> str:
+    """Hex SHA-256 of a module's weights and buffers: the same however it was saved and loaded."""
+    return digest({name: x.detach().cpu() for name, x in module.state_dict().items() if isinstance(x, Tensor)}, {})
+
+
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and JSON-able ``meta`` to one file.
 

@@ -1,0 +1,39 @@
+"""What every system asks of the images it is given."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from counterscan.errors import InputError
+
+_REMEDY = "Load them with the model's size and recipe (counterscan.data.load)"
+
+
+def checked_images(images: Tensor, size: int | None = None) -> Tensor:
+    """The images, if a model can be asked about them.
+
+    Args:
+        images: (N, 1, H, W) in [-1, 1].
+        size: side that the model works at; None for any.
+
+    Raises:
+        InputError: another shape or size, pixels that are NaN or infinite, or values outside of [-1, 1].
+    """
+    if images.ndim != 4 or images.shape[1] != 1:
+        raise InputError(f"expected images (N, 1, H, W), got {tuple(images.shape)}", field="images", remedy=_REMEDY)
+    if size is not None and images.shape[-2:] != (size, size):
+        raise InputError(
+            f"images are {images.shape[-2]} x {images.shape[-1]}, the model works at {size}",
+            field="size",
+            remedy=_REMEDY,
+        )
+    bad = int((~images.isfinite()).sum())
+    if bad:
+        raise InputError(f"{bad} pixels are NaN or infinite", field="images", remedy="Mend or leave out the image")
+    if len(images) and (float(images.min()) < -1.001 or float(images.max()) > 1.001):
+        raise InputError(
+            f"pixels range from {float(images.min()):.3g} to {float(images.max()):.3g}, not from -1 to 1",
+            field="images",
+            remedy=_REMEDY,
+        )
+    return images
