@@ -1,0 +1,37 @@
+"""medXGAN: why did my classifier say so? The way from an image to its counterpart (arXiv 2204.05376)."""
+
+from counterscan.medxgan.attribution import (
+    displacement_integrated_gradients,
+    gradients_of,
+    path_integrated_gradients,
+    straight_path,
+    transfer_mask,
+)
+from counterscan.medxgan.explainer import ExplainConfig, Limits, MedXGAN
+from counterscan.medxgan.inversion import RefineConfig, latent_optimisation, psnr, refine
+from counterscan.medxgan.model import Code, MedXGANNetworks, NetworkConfig
+from counterscan.medxgan.objective import MedXGANTask, ObjectiveConfig
+from counterscan.medxgan.training import MedXGANConfig, fit, from_run
+
+__all__ = [
+    "Code",
+    "ExplainConfig",
+    "Limits",
+    "MedXGAN",
+    "MedXGANConfig",
+    "MedXGANNetworks",
+    "MedXGANTask",
+    "NetworkConfig",
+    "ObjectiveConfig",
+    "RefineConfig",
+    "displacement_integrated_gradients",
+    "fit",
+    "from_run",
+    "gradients_of",
+    "latent_optimisation",
+    "path_integrated_gradients",
+    "psnr",
+    "refine",
+    "straight_path",
+    "transfer_mask",
+]

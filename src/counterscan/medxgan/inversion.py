@@ -1,0 +1,121 @@
+"""From an image to its code: one pass of E, then a few steps of descent on the code, several images at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from counterscan.medxgan.model import Code
+
+Generate = Callable[[Code], Tensor]
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """Descent on a code.
+
+    Attributes:
+        steps: of Adam; 0 leaves E's answer.
+        rate: its learning rate, falling to a tenth along a cosine.
+        match: weight of the classifier's logits agreeing on image and reconstruction.
+        prior: weight of staying near E's answer, so that the code keeps its meaning.
+    """
+
+    steps: int = 50
+    rate: float = 0.01
+    match: float = 0.05
+    prior: float = 0.02
+
+
+def refine(
+    x: Tensor, start: Code, generate: Generate, classifier: Callable[[Tensor], Tensor], config: RefineConfig
+) -> Code:
+    """Move codes so that G(z1, z2) comes nearer to the images; each image by itself, all in one batch.
+
+    Minimises ``mean |G - x| + (G - x)^2 + match * huber(f(G) - f(x)) + prior * mean |z - E(x)|^2`` for every image. The
+    gradients of different images do not mix, so a batch gives what its images give one by one.
+
+    Args:
+        x: (N, 1, H, W) in [-1, 1].
+        start: E(x).
+        generate: code to images.
+        classifier: images to logits (N, C).
+        config: see ``RefineConfig``.
+
+    Returns:
+        The code, detached.
+    """
+    if config.steps <= 0 or not len(x):
+        return start.detach()
+    z1, z2 = (part.detach().float().clone().requires_grad_() for part in (start.z1, start.z2))
+    # torch's own optimizers would do; both codes share one state so that no image waits for another.
+    adam = torch.optim.Adam([z1, z2], lr=config.rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, config.steps, eta_min=config.rate / 10)
+    with torch.no_grad():
+        wanted = classifier(x)
+    with torch.enable_grad():
+        for _ in range(config.steps):
+            again = generate(Code(z1, z2))
+            apart = (again - x).flatten(1)
+            loss = apart.abs().mean(dim=1) + apart.square().mean(dim=1)
+            if config.match > 0:
+                loss = loss + config.match * F.huber_loss(classifier(again), wanted, reduction="none").mean(dim=1)
+            moved = [(z - s).flatten(1).square().mean(dim=1) for z, s in ((z1, start.z1), (z2, start.z2))]
+            loss = loss + config.prior * (moved[0] + moved[1])
+            adam.zero_grad(set_to_none=True)
+            loss.sum().backward(inputs=[z1, z2])
+            adam.step()
+            schedule.step()
+    return Code(z1, z2).detach()
+
+
+def latent_optimisation(
+    x: Tensor,
+    sample: Callable[[], list[Tensor]],
+    generate: Callable[[list[Tensor]], Tensor],
+    classifier: Callable[[Tensor], Tensor],
+    *,
+    column: int,
+    steps: int = 5000,
+    rate: float = 0.01,
+    pixel: float = 4.0,
+) -> list[Tensor]:
+    """The paper's inversion: descend from a random code, no encoder.
+
+    Minimises ``BCE(p(G), p(x)) + pixel * MSE(G, x)`` for every image with Adam(0.5, 0.999), as in the authors' chest
+    recipe (z1 from 0, z2 from N(0, I), 5,000 steps, weight 4).
+
+    Args:
+        x: (N, 1, H, W).
+        sample: gives the starting codes, a list of (N, ...) tensors.
+        generate: those codes to images, with all normalisation layers in evaluation mode.
+        classifier: images to logits.
+        column: the explained finding's.
+        steps, rate, pixel: see above.
+
+    Returns:
+        The codes, detached.
+    """
+    codes = [z.detach().clone().requires_grad_() for z in sample()]
+    adam = torch.optim.Adam(codes, lr=rate, betas=(0.5, 0.999))
+    with torch.no_grad():
+        wanted = classifier(x)[:, column].sigmoid()
+    with torch.enable_grad():
+        for _ in range(steps):
+            again = generate(codes)
+            asked = F.binary_cross_entropy_with_logits(classifier(again)[:, column], wanted, reduction="none")
+            loss = asked + pixel * (again - x).flatten(1).square().mean(dim=1)
+            adam.zero_grad(set_to_none=True)
+            loss.sum().backward(inputs=codes)
+            adam.step()
+    return [z.detach() for z in codes]
+
+
+def psnr(x: Tensor, again: Tensor) -> Tensor:
+    """(N,) peak signal-to-noise ratio in dB, data range 2."""
+    error = (x.double() - again.double()).flatten(1).square().mean(dim=1)
+    return 10 * torch.log10(4 / error.clamp_min(1e-12))

@@ -1,0 +1,234 @@
+"""From a prepared store and a frozen classifier to a finished explainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from counterscan.care import evaluating
+from counterscan.classify.task import LabelledRows, predict_logits
+from counterscan.data.splits import assert_disjoint
+from counterscan.errors import InputError
+from counterscan.medxgan.explainer import ExplainConfig, Limits, MedXGAN, donors_of
+from counterscan.medxgan.inversion import RefineConfig, psnr
+from counterscan.medxgan.model import MedXGANNetworks, NetworkConfig
+from counterscan.medxgan.objective import MedXGANTask, ObjectiveConfig
+from counterscan.training import BalancedSampler, TrainConfig, finding_groups, load_weights, seed_everything, train
+from counterscan.training.config import plain
+
+if TYPE_CHECKING:
+    from counterscan.data.store import PreparedStore
+
+DONORS = 24
+_VALIDATED = 64
+
+
+def _training() -> TrainConfig:
+    return TrainConfig(
+        steps=2000,
+        batch_size=16,
+        precision="bf16",
+        schedule="cosine",
+        final_factor=0.03,
+        warmup=50,
+        grad_clip=5.0,
+        ema_half_life=200,
+        validate_every=200,
+        checkpoint_every=200,
+        sample_every=500,
+    )
+
+
+@dataclass(frozen=True)
+class MedXGANConfig:
+    """Everything that a run is made of.
+
+    Attributes:
+        training: the loop's settings.
+        networks, objective, explain: see there.
+        trust: share of validation images whose inversion counts as good enough; what is worse than the rest of them
+            gets the verdict "not explainable".
+    """
+
+    training: TrainConfig = field(default_factory=_training)
+    networks: NetworkConfig = field(default_factory=NetworkConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    explain: ExplainConfig = field(default_factory=ExplainConfig)
+    trust: float = 0.98
+
+
+def fit(
+    store: PreparedStore, classifier: nn.Module, folder: str | Path, config: MedXGANConfig | None = None
+) -> MedXGAN:
+    """Train, set limits, save to ``folder/model``. Called again after an interruption it goes on from there.
+
+    No label is used: what counts as positive is what the classifier calls so.
+
+    Args:
+        store: rows split into "train" and "val".
+        classifier: frozen; (N, 1, H, W) to logits (N, C), with ``findings``. See ``classify.adapter`` for others.
+        folder: the run folder.
+        config: settings.
+
+    Raises:
+        InputError: a split is empty, a patient is in both, or the classifier calls all training images alike.
+    """
+    config, folder = config or MedXGANConfig(), Path(folder)
+    learn, val = (store.subset(store.split == name) for name in ("train", "val"))
+    for name, part in (("train", learn), ("val", val)):
+        if not len(part):
+            raise InputError(
+                f"no row is in the split {name!r}",
+                path=store.folder,
+                field="split",
+                remedy="Make splits with `counterscan data split` and prepare again",
+            )
+    assert_disjoint(learn.patients, val.patients)
+    findings = tuple(classifier.findings)  # type: ignore[arg-type]
+    classifier = classifier.eval().requires_grad_(False)
+    called = calls(classifier, learn)
+    groups, meaning = _groups(called, findings, learn.folder, config.training.batch_size)
+    seed_everything(config.training.seed)
+    validation = Validation(val, called=calls(classifier, val), explain=config.explain)
+    watch = val.batch(np.argsort(-validation.called.sum(axis=1), kind="stable")[:8])
+    task = MedXGANTask(
+        config.networks, config.objective, findings, classifier, meaning, watch=watch, selection=validation
+    )
+    train(
+        task,
+        LabelledRows(learn, called),
+        config.training,
+        folder,
+        sampler=BalancedSampler(groups, config.training.batch_size, config.training.seed),
+        settings={"kind": "medxgan", "findings": findings, "content": store.content, "medxgan": plain(config)},
+    )
+    explainer = from_run(folder, store, classifier, config)
+    explainer.save_pretrained(folder / "model")
+    return explainer
+
+
+def from_run(
+    folder: str | Path, store: PreparedStore, classifier: nn.Module, config: MedXGANConfig, which: str | int = "last"
+) -> MedXGAN:
+    """An explainer from a run's averaged weights; donors from its training rows, limits from its validation rows.
+
+    Args:
+        folder: the run folder.
+        store: the store it was trained on.
+        classifier: the one it was trained with.
+        config: its settings.
+        which: "last", or a step.
+    """
+    findings = tuple(classifier.findings)  # type: ignore[arg-type]
+    networks = MedXGANNetworks(config.networks, len(findings))
+    info = load_weights(folder, {"networks": networks}, which)
+    place = next((x.device for x in (*classifier.parameters(), *classifier.buffers())), torch.device("cpu"))
+    networks.to(place)  # training may have brought the classifier to a GPU
+    explainer = MedXGAN(
+        networks,
+        classifier,
+        config=config.explain,
+        size=store.size,
+        recipe=store.recipe,
+        checkpoint=info["digest"][:16],
+    )
+    learn, val = (store.subset(store.split == name) for name in ("train", "val"))
+    called = calls(classifier, learn)
+    for column, finding in enumerate(findings):
+        rows = np.flatnonzero(called[:, column] == 1)[: 4 * DONORS]
+        with torch.no_grad():
+            parts = np.array_split(rows, max(1, len(rows) // 32))
+            codes = [networks.encode(learn.images(part).to(place)) for part in parts]
+        explainer.donors[finding] = donors_of(codes, column, DONORS)
+    explainer.limits = _limits(explainer, val, config.trust)
+    return explainer
+
+
+def calls(classifier: nn.Module, store: PreparedStore) -> np.ndarray:
+    """(N, C) 1 where the classifier's probability is at least 0.5, else 0: what explanations are about."""
+    with evaluating(classifier):
+        logits = predict_logits(classifier, store)
+    return (logits >= 0).numpy().astype(np.float32)
+
+
+def _groups(
+    called: np.ndarray, findings: tuple[str, ...], folder: Path | None, batch_size: int
+) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
+    groups, meaning = finding_groups(called)
+    for column, finding in enumerate(findings):
+        for value, what in ((1, "positive"), (0, "negative")):
+            if (column, value) not in meaning:
+                raise InputError(
+                    f"the classifier calls no training image {what} for it",
+                    path=folder,
+                    field=finding,
+                    remedy="Explaining needs both; check the classifier's pixel range, size and output, or add images",
+                )
+    if batch_size < len(groups):
+        raise InputError(
+            f"{batch_size} images per step cannot hold both calls of each of {len(findings)} findings",
+            field="batch_size",
+            remedy=f"Use at least {len(groups)}",
+        )
+    return groups, meaning
+
+
+@dataclass
+class Validation:
+    """Figures of the networks on validation images, from the classifier's calls alone.
+
+    Attributes:
+        store: validation rows.
+        called: (N, C) calls of the classifier.
+        explain: how the finished explainer will explain; here without refinement and boosts.
+    """
+
+    store: PreparedStore
+    called: np.ndarray
+    explain: ExplainConfig
+
+    def __call__(self, networks: nn.Module, classifier: nn.Module) -> dict[str, float]:
+        """``psnr`` of reconstructions, ``flip`` of images called positive, mean ``change`` by the images' calls."""
+        assert isinstance(networks, MedXGANNetworks)
+        config = replace(self.explain, refine=replace(self.explain.refine, steps=0), boosts=(1.0,), frames=2)
+        figures: dict[str, list[Tensor]] = {"psnr": [], "flip": [], "change_positive": [], "change_negative": []}
+        trainable = [p.requires_grad for p in networks.parameters()]
+        explainer = MedXGAN(networks, classifier, config=config)
+        for column, finding in enumerate(explainer.findings):
+            for value, name in ((1, "change_positive"), (0, "change_negative")):
+                rows = np.flatnonzero(self.called[:, column] == value)[:_VALIDATED]
+                if not len(rows):
+                    continue
+                answers = explainer.explain(self.store.images(rows), finding)
+                figures[name].append(torch.tensor([float(a.delta.abs().mean()) for a in answers]))
+                figures["psnr"].append(torch.tensor([a.figures["psnr"] for a in answers]))
+                if value:
+                    figures["flip"].append(torch.tensor([a.figures["flipped"] for a in answers]))
+        for p, wanted in zip(networks.parameters(), trainable, strict=True):
+            p.requires_grad_(wanted)
+        return {name: float(torch.cat(parts).mean()) for name, parts in figures.items() if parts}
+
+
+def _limits(explainer: MedXGAN, val: PreparedStore, trust: float) -> dict[str, Limits]:
+    """The worst inversions that a share ``trust`` of the validation images still reach in E's one pass, with a margin
+    of 1 dB and a quarter of the gap; refinement only betters them."""
+    x = val.images(np.arange(min(len(val), _VALIDATED + 32)))
+    reached, gaps = [], []
+    for part in x.split(32):
+        _, again = explainer.invert(part, RefineConfig(steps=0))
+        reached.append(psnr(part, again.cpu()))
+        with torch.no_grad(), evaluating(explainer.classifier):
+            seen = explainer.classifier(torch.cat([part.to(again.device), again])).float().cpu()
+        gaps.append((seen[: len(part)] - seen[len(part) :]).abs())
+    worst, gap = torch.cat(reached), torch.cat(gaps)
+    return {
+        finding: Limits(
+            psnr=float(worst.quantile(1 - trust)) - 1.0, gap=1.25 * float(gap[:, column].float().quantile(trust))
+        )
+        for column, finding in enumerate(explainer.findings)
+    }

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from counterscan.counterpart import Query, StudyBatch
+from counterscan.errors import InputError
+from counterscan.medxgan import ExplainConfig, Limits, MedXGAN, RefineConfig
+from tests.medxgan.grids import QUICK, SIZE, Split, explainer, images, networks
+from tests.medxgan.ladders import Blobs
+from tests.taggan.blobs import FINDINGS
+
+FINDING = FINDINGS[0]
+EXACT = replace(QUICK, refine=RefineConfig(steps=0))
+
+
+class Peak(nn.Module):
+    """Logit: how much of the image is above 0.2."""
+
+    findings = FINDINGS[:1]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.tensor(-1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.offset + (x - 0.2).clamp_min(0).sum(dim=(1, 2, 3)))[:, None]
+
+
+def spotted() -> Tensor:
+    """Two images: a spot of nine pixels 0.5 above the rest, and none."""
+    x = torch.zeros(2, 1, SIZE, SIZE)
+    x[0, 0, 4:7, 4:7] = 0.7
+    return x
+
+
+def exact(config: ExplainConfig = EXACT) -> MedXGAN:
+    return MedXGAN(Split(), Peak(), config=config, size=SIZE)
+
+
+def test_an_exact_generator_takes_the_spot_away_and_nothing_else() -> None:
+    spot, flat = exact().explain(spotted(), FINDING)
+    truth = torch.zeros(1, SIZE, SIZE)
+    truth[0, 4:7, 4:7] = 0.5
+    torch.testing.assert_close(spot.delta, truth)
+    assert torch.equal(spot.evidence > 0.1, truth > 0)
+    assert spot.score_before == pytest.approx(torch.sigmoid(torch.tensor(3.5)).item())  # 9 * 0.5 - 1
+    assert spot.score_after == pytest.approx(torch.sigmoid(torch.tensor(-1.0)).item())
+    assert spot.figures["flipped"] == 1
+    assert spot.verdict == "ok"
+    assert torch.equal(flat.delta, torch.zeros(1, SIZE, SIZE))
+    assert flat.verdict.startswith("ok: the classifier's call was already negative")
+
+
+def test_the_path_leads_from_the_image_to_the_counterpart() -> None:
+    spot, _ = exact().explain(spotted(), 0)
+    assert spot.path is not None
+    assert torch.equal(spot.path.frames[0], spotted()[0])
+    assert torch.equal(spot.path.frames[-1], spot.counterpart)
+    assert spot.path.strengths.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    falls = spot.path.outputs[:, 0].diff()
+    assert (falls < 0).all()
+    assert spot.path.outputs[0, 0].item() == pytest.approx(spot.score_before)
+
+
+def test_lig_is_complete_and_lies_on_the_spot() -> None:
+    spot, _ = exact().explain(spotted(), FINDING)
+    for name in ("lig", "ig_negative"):
+        assert spot.extras[name].sum().item() == pytest.approx(4.5, rel=1e-3)  # F falls from 3.5 to -1
+        assert torch.equal(spot.extras[name] > 1e-6, spot.extras["difference"] > 0)
+    assert spot.figures["completeness_gap"] < 1e-3
+
+
+def test_outside_of_the_transfer_the_image_stays_bit_for_bit() -> None:
+    x = images(4)
+    for answer in explainer().explain(x, FINDING):
+        changed = answer.delta != 0
+        assert answer.counterpart is not None
+        assert torch.equal(answer.counterpart[~changed], answer.image[~changed])
+    whole = explainer(config=replace(QUICK, transfer=False)).explain(x, FINDING)[0]
+    assert torch.equal(whole.path.frames[0], whole.extras["reconstruction"])  # type: ignore[union-attr]
+
+
+def test_the_change_is_raised_until_the_call_changes() -> None:
+    class Half(Split):
+        def generate(self, code):  # type: ignore[no-untyped-def]
+            return code.z1 + 0.5 * code.z2[:, 0]
+
+    system = MedXGAN(Half(), Peak(), config=EXACT, size=SIZE)
+    spot, _ = system.explain(spotted(), FINDING)
+    assert spot.figures["boost"] == 2.0  # half the spot at strength 1: logit 1.25; at 1.5: 0.125; at 2: -1
+    assert spot.figures["flipped"] == 1
+    stuck = MedXGAN(Half(), Peak(), config=replace(EXACT, boosts=(1.0,)), size=SIZE).explain(spotted(), FINDING)[0]
+    assert stuck.verdict.startswith("not flipped")
+
+
+def test_a_finding_can_be_brought_in_by_the_donor_that_changes_least() -> None:
+    system = exact()
+    small, large = torch.zeros(2, 1, SIZE, SIZE)
+    small[0, 8:10, 8:10] = 0.6  # logit 4 * (0.6 - 0.2) - 1 > 0
+    large[0, 2:12, 2:12] = 0.9
+    system.donors = {FINDING: torch.stack([large, small])}
+    answer = system.explain(spotted()[1:], FINDING, "add")[0]
+    assert answer.score_after is not None
+    assert answer.score_after >= 0.5
+    assert int((answer.delta.abs() > 1e-6).sum()) == 4
+    assert answer.delta.min() < 0  # image - counterpart: something was added
+    assert answer.verdict == "ok"
+    with pytest.raises(InputError, match="no donors"):
+        exact().explain(spotted(), FINDING, "add")
+
+
+def test_an_image_the_generator_does_not_reach_is_not_explained() -> None:
+    system = explainer()
+    system.limits = {FINDING: Limits(psnr=90.0)}
+    assert system.explain(images(1), FINDING)[0].verdict.startswith("not explainable: the generator does not reach")
+    system.limits = {FINDING: Limits(gap=0.0)}
+    assert "sees image and reconstruction differently" in system.explain(images(1), FINDING)[0].verdict
+
+
+def test_attribute_has_captums_shape_and_the_main_map() -> None:
+    system, x = exact(), spotted()
+    assert torch.equal(system.attribute(x, 0), torch.stack([a.extras["difference"] for a in system.explain(x, 0)]))
+    lig = exact(replace(EXACT, evidence="lig")).attribute(x, FINDING)
+    assert lig.shape == x.shape
+    assert lig[0].sum().item() == pytest.approx(4.5, rel=1e-3)
+
+
+def test_batches_do_not_matter_and_the_caller_may_be_in_inference_mode() -> None:
+    system, x = explainer(), images(3)
+    with torch.inference_mode():
+        together = system.explain(x, FINDING)
+    alone = system.explain(x[1:2], FINDING)[0]
+    torch.testing.assert_close(together[1].extras["lig"], alone.extras["lig"], atol=1e-4, rtol=1e-3)
+
+
+def test_findings_have_their_own_blocks() -> None:
+    system, x = explainer(findings=2), images(2)
+    first, second = (system.explain(x, name)[0] for name in FINDINGS)
+    assert not torch.equal(first.delta, second.delta)
+    assert first.path is not None
+    assert first.path.outputs.shape == (5, 2)
+
+
+def test_padding_stays_and_strength_zero_changes_nothing() -> None:
+    valid = torch.ones(2, 1, SIZE, SIZE, dtype=torch.bool)
+    valid[..., :8] = False
+    system = exact()
+    padded = system.counterparts(StudyBatch(spotted(), valid=valid), Query(FINDING))[0]
+    assert torch.equal(padded.delta, torch.zeros(1, SIZE, SIZE))
+    assert not padded.evidence.any()
+    still = system.counterparts(StudyBatch(spotted()), Query(FINDING, strength=0.0))[0]
+    assert torch.equal(still.delta, torch.zeros(1, SIZE, SIZE))
+
+
+@pytest.mark.parametrize(
+    ("x", "target", "problem"),
+    [
+        (torch.zeros(1, 1, SIZE, SIZE), "Edema", "does not know 'Edema'"),
+        (torch.zeros(1, 1, SIZE, SIZE), 3, "column 3 is out of range"),
+        (torch.zeros(1, 1, 8, 8), 0, "the model works at 16"),
+        (torch.full((1, 1, SIZE, SIZE), float("nan")), 0, "NaN"),
+        (torch.full((1, 1, SIZE, SIZE), 200.0), 0, "pixels range from 200"),
+    ],
+)
+def test_unusable_input_is_refused(x: Tensor, target: int | str, problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        explainer().explain(x, target)
+
+
+def test_settings_and_classifiers_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(InputError, match="frames"):
+        ExplainConfig(frames=1)
+    with pytest.raises(InputError, match="evidence"):
+        ExplainConfig(evidence="heat")
+    with pytest.raises(InputError, match="2 blocks of z2"):
+        MedXGAN(networks(2), Blobs(1))
+    with pytest.raises(InputError, match="no attribute findings"):
+        MedXGAN(networks(), nn.Identity())
+
+
+def test_nothing_in_nothing_out() -> None:
+    assert explainer().explain(torch.zeros(0, 1, SIZE, SIZE), FINDING) == []

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from counterscan.medxgan import RefineConfig, latent_optimisation, psnr, refine
+from tests.medxgan.grids import images, networks
+from tests.medxgan.ladders import Mean
+
+
+def classifier(x: Tensor) -> Tensor:
+    return Mean()(x)[:, :1]
+
+
+def test_refinement_brings_the_image_nearer() -> None:
+    net, x = networks(), images()
+    start = net.encode(x)
+    refined = refine(x, start, net.generate, classifier, RefineConfig(steps=60, rate=0.05, prior=0.0))
+    with torch.no_grad():
+        before, after = psnr(x, net.generate(start)), psnr(x, net.generate(refined))
+    assert (after > before + 1).all()
+    assert not refined.z1.requires_grad
+
+
+def test_no_steps_keep_the_code() -> None:
+    net, x = networks(), images()
+    code = net.encode(x)
+    kept = refine(x, code, net.generate, classifier, RefineConfig(steps=0))
+    assert torch.equal(kept.z1, code.z1)
+    assert torch.equal(kept.z2, code.z2)
+
+
+def test_images_are_refined_each_by_itself() -> None:
+    net, x = networks(), images()
+    config = RefineConfig(steps=5)
+    together = refine(x, net.encode(x), net.generate, classifier, config)
+    alone = refine(x[1:2], net.encode(x[1:2]), net.generate, classifier, config)
+    torch.testing.assert_close(together.z1[1:2], alone.z1, atol=1e-4, rtol=1e-3)
+
+
+def test_matching_the_classifier_closes_the_gap() -> None:
+    net, x = networks(), images()
+    gaps = []
+    for match in (0.0, 5.0):
+        config = RefineConfig(steps=60, rate=0.03, match=match)
+        code = refine(x, net.encode(x), net.generate, classifier, config)
+        gaps.append((classifier(net.generate(code)) - classifier(x)).abs().mean().item())
+    assert gaps[1] < 0.5 * gaps[0]
+
+
+def test_latent_optimisation_finds_a_code_without_an_encoder() -> None:
+    basis = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)) / 8
+
+    def generate(codes: list[Tensor]) -> Tensor:
+        return (codes[0] @ basis).view(-1, 1, 8, 8)
+
+    truth = torch.tensor([[1.0, -0.5, 0.3, 0.0]])
+    x = generate([truth])
+    (found,) = latent_optimisation(x, lambda: [torch.zeros(1, 4)], generate, classifier, column=0, steps=800)
+    torch.testing.assert_close(found, truth, atol=0.05, rtol=0)
+
+
+def test_psnr_by_hand() -> None:
+    x = torch.zeros(2, 1, 4, 4)
+    again = x.clone()
+    again[1] += 0.2  # squared error .04 of a range of 2: 10 log10(4 / .04) = 20 dB
+    assert psnr(x, again)[1].item() == pytest.approx(20.0)
+    assert psnr(x, again)[0] > 100
