@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from counterscan.cli.inputs import is_table
 from counterscan.cli.main import Lazy
 from counterscan.errors import InputError
 
@@ -30,7 +31,7 @@ def open_or_prepare(
     from counterscan.data.store import PreparedStore
     from counterscan.data.table import StudyTable
 
-    if source.suffix.lower() not in (".csv", ".parquet") or source.is_dir():
+    if not is_table(source):
         store = PreparedStore.open(source)
         if size is not None and store.size != size:
             raise InputError(f"is prepared at {store.size} px, not {size}", path=source, field="--size")

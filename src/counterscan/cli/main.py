@@ -30,6 +30,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "data": ("counterscan.cli.data", "check, import, split and prepare images; make the phantom"),
     "classify": ("counterscan.cli.classify", "train and evaluate the classifier that the other verbs share"),
     "tag": ("counterscan.cli.tag", "disease maps, healthy counterparts and masks from image-level labels"),
+    "explain": ("counterscan.cli.explain", "why a classifier said so: the way from an image to its counterpart"),
 }
 _FOOTER = "For research. Not a medical device."
 

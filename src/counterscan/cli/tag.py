@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -75,11 +74,8 @@ class Run:
 
     def run(self) -> int:
         import torch
-        from rich.console import Console
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        from counterscan.cli.tables import say
-        from counterscan.report.stream import stream
+        from counterscan.cli.inputs import answer
         from counterscan.taggan import TagGAN
 
         torch.set_num_threads(self.threads)
@@ -88,51 +84,26 @@ class Run:
             rules = tagger.rules
             tagger = tagger.with_care(_one_view(tagger))
             tagger.rules = rules
-        columns = (SpinnerColumn(), TextColumn("{task.completed} images"), TimeElapsedColumn())
-        with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:
-            task = bar.add_task("tagging", total=None)
-            report = stream(
-                tagger,
-                _items(self.inputs, self.each_frame),
-                self.out,
-                self.finding or tagger.findings,
-                batch_size=self.batch_size,
-                formats=self.formats,
-                links=self.links,
-                ask=lambda batch, query: tagger.counterparts(
-                    batch, query, uncertainty=self.uncertainty, hide_and_seek_share=self.hide_and_seek
-                ),
-                progress=lambda n: bar.advance(task, n),
-            )
-        say(f"{self.out}: {report.done} answered, {report.skipped} done before, {len(report.bad)} unusable")
-        for path, reason in report.bad[:10]:
-            say(f"  {path}: {reason}")
-        if len(report.bad) > 10:
-            say(f"  ... all in {self.out / 'bad.csv'}")
-        return 0 if report.done or report.skipped else 1
+        return answer(
+            tagger,
+            self.inputs,
+            self.out,
+            self.finding or tagger.findings,
+            doing="tagging",
+            each_frame=self.each_frame,
+            batch_size=self.batch_size,
+            formats=self.formats,
+            links=self.links,
+            ask=lambda batch, query: tagger.counterparts(
+                batch, query, uncertainty=self.uncertainty, hide_and_seek_share=self.hide_and_seek
+            ),
+        )
 
 
 def _one_view(tagger: TagGAN) -> Any:
     from dataclasses import replace
 
     return replace(tagger.care, flips=False, shifts=())
-
-
-def _items(inputs: tuple[Path, ...], each_frame: bool) -> Iterator[tuple[Path, int | None]]:
-    """Files and frames of what was named on the command line."""
-    from counterscan.data.readers import iter_images
-
-    tables = [path for path in inputs if path.suffix.lower() in (".csv", ".parquet")]
-    for path in tables:
-        from counterscan.data.table import StudyTable
-
-        table = StudyTable.read(path, labelled=False)
-        for row in range(len(table)):
-            yield table.image_path(row), table.frame_number(row)
-    others = [path for path in inputs if path not in tables]
-    if others:
-        for item in iter_images(others, each_frame=each_frame):
-            yield item.path, item.frame
 
 
 @dataclass
@@ -167,15 +138,14 @@ class Evaluate:
         from counterscan.bench.tagging import evaluate_tagger
         from counterscan.classify import load_classifier
         from counterscan.cli.classify import open_or_prepare
+        from counterscan.cli.inputs import is_table
         from counterscan.cli.tables import say
         from counterscan.taggan import TagGAN
 
         torch.set_num_threads(self.threads)
         tagger = TagGAN.from_pretrained(self.model, self.device)
-        is_table = self.source.suffix.lower() in (".csv", ".parquet")
-        store = open_or_prepare(
-            self.source, self.out / "store", tagger.size if is_table else None, recipe=tagger.recipe
-        )
+        size = tagger.size if is_table(self.source) else None
+        store = open_or_prepare(self.source, self.out / "store", size, recipe=tagger.recipe)
         judge = load_classifier(self.judge, self.device) if self.judge is not None else None
         run = self.model if (self.model / "metrics.jsonl").is_file() else None
         report = evaluate_tagger(

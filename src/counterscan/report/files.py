@@ -5,8 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -173,6 +174,7 @@ def _about(counterpart: Counterpart) -> str:
         "direction": query.direction,
         "score_before": counterpart.score_before,
         "score_after": counterpart.score_after,
+        "figures": counterpart.figures,
         "verdict": counterpart.verdict,
         "system": made_by.system,
         "version": made_by.version,
@@ -180,4 +182,13 @@ def _about(counterpart: Counterpart) -> str:
         "settings": made_by.settings,
         "disclaimer": pictures.DISCLAIMER,
     }
-    return json.dumps(facts, default=str)
+    return json.dumps(finite(facts), default=str)
+
+
+def finite(value: Any) -> Any:
+    """A value as strict JSON can hold it: numbers that are NaN or infinite become None, tuples lists."""
+    if isinstance(value, Mapping):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

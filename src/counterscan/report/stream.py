@@ -14,17 +14,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from counterscan.counterpart import Counterpart, Query, StudyBatch, StudyRef
+from counterscan.counterpart import Counterpart, Direction, Query, StudyBatch, StudyRef
 from counterscan.data.geometry import Geometry
 from counterscan.data.intensity import IntensityRecipe, default_recipe
 from counterscan.data.load import on_grid
 from counterscan.data.readers import read_image
 from counterscan.errors import CounterscanError, InputError
-from counterscan.report.files import FORMATS, write_outputs
+from counterscan.report.files import FORMATS, safe_name, write_outputs
 from counterscan.report.pseudonym import pseudonym, secret_key
 from counterscan.report.results import ResultsFile, result_row
 
 Item = tuple[Path, int | None]
+Write = Callable[[Path, str, Counterpart], Any]
 
 
 class FileSystem(Protocol):
@@ -70,14 +71,17 @@ def stream(
     findings: Sequence[str],
     *,
     batch_size: int = 16,
+    direction: Direction = "remove",
     formats: Sequence[str] = FORMATS,
     links: str | Path | None = None,
+    write: Write | None = None,
     ask: Callable[[StudyBatch, Query], list[Counterpart]] | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> StreamReport:
     """Answer every file for every finding and write maps, counterparts, masks, overlays and ``results.csv``.
 
-    Under ``torchrun`` each process takes every world-th file. Memory does not grow with the number of files.
+    An answer's files are in ``out/<finding>``, or ``out/<finding>_add``. Under ``torchrun`` each process takes every
+    world-th file. Memory does not grow with the number of files.
 
     Args:
         system: has ``size``, ``recipe`` and ``counterparts``.
@@ -85,8 +89,10 @@ def stream(
         out: folder.
         findings: each is asked in turn.
         batch_size: images answered at once.
+        direction: of the question.
         formats: see ``report.files.write_outputs``.
         links: a CSV file of id and path, for whoever may know; without it only the key leads back to the files.
+        write: writes more of each answer; given the answer's folder, its id and the answer.
         ask: how to ask the system; ``system.counterparts`` by default.
         progress: called with the number of files finished after each batch.
 
@@ -98,16 +104,29 @@ def stream(
     out, key, report = Path(out), secret_key(), StreamReport()
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     mine = islice(iter(items), rank, None, world)
-    with ResultsFile(out / "results.csv") as results, ThreadPoolExecutor(2) as pool:
+    queries = [Query(finding, direction) for finding in findings]
+    unique = ("id", "finding", "direction")
+    with ResultsFile(out / "results.csv", key=unique) as results, ThreadPoolExecutor(2) as pool:
+
+        def missing(name: str) -> list[Query]:
+            return [query for query in queries if (name, query.finding, query.direction) not in results]
+
+        def put(name: str, answer: Counterpart) -> None:
+            folder = out / _folder(answer.query)
+            write_outputs(folder, name, answer, formats=formats)  # type: ignore[arg-type]
+            if write is not None:
+                write(folder, name, answer)
+            results.append(result_row(name, answer))
+
         for group in _batches(mine, batch_size):
             named = [(item, pseudonym(f"{item[0].resolve()}#{item[1]}", key)) for item in group]
-            todo = [(item, name) for item, name in named if any((name, f) not in results for f in findings)]
+            todo = [(item, name) for item, name in named if missing(name)]
             report.skipped += len(named) - len(todo)
             reads = _read_all(pool, todo, system, report)
-            for finding in findings:
-                missing = [read for read in reads if (read.name, finding) not in results]
-                _answer(ask or system.counterparts, missing, Query(finding), out, formats, results, report)
-            report.done += sum(all((read.name, finding) in results for finding in findings) for read in reads)
+            for query in queries:
+                wanted = [read for read in reads if query in missing(read.name)]
+                _answer(ask or system.counterparts, wanted, query, put, report)
+            report.done += sum(not missing(read.name) for read in reads)
             if links is not None:
                 _append(Path(links), ("id", "path", "frame"), [(n, str(i[0]), i[1]) for i, n in named])
             if progress is not None:
@@ -149,9 +168,7 @@ def _answer(
     ask: Callable[[StudyBatch, Query], list[Counterpart]],
     reads: list[_Read],
     query: Query,
-    out: Path,
-    formats: Sequence[str],
-    results: ResultsFile,
+    put: Callable[[str, Counterpart], None],
     report: StreamReport,
 ) -> None:
     """Ask for a batch; if that fails, one by one, so that one bad image does not take its neighbours along."""
@@ -162,15 +179,19 @@ def _answer(
     except CounterscanError as error:
         if len(reads) > 1:
             for read in reads:
-                _answer(ask, [read], query, out, formats, results, report)
+                _answer(ask, [read], query, put, report)
             return
         answers = [error]
     for read, answer in zip(reads, answers, strict=True):
         if isinstance(answer, CounterscanError):
             report.bad.append((str(read.path), " ".join(str(answer).split())))
-            continue
-        write_outputs(out / query.finding.lower().replace(" ", "_"), read.name, answer, formats=formats)  # type: ignore[arg-type]
-        results.append(result_row(read.name, answer))
+        else:
+            put(read.name, answer)
+
+
+def _folder(query: Query) -> str:
+    name = safe_name(query.finding.lower().replace(" ", "_"))
+    return name if query.direction == "remove" else f"{name}_{query.direction}"
 
 
 def _batch(reads: list[_Read]) -> StudyBatch:

@@ -1,0 +1,80 @@
+"""What a command line names as inputs (files, folders, series, tables), and the answers of a system to all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from counterscan.errors import InputError
+
+if TYPE_CHECKING:
+    from counterscan.report.stream import FileSystem
+
+
+def is_table(path: Path) -> bool:
+    """Whether a path names a study table rather than an image, a folder or a store."""
+    return path.suffix.lower() in (".csv", ".parquet") and not path.is_dir()
+
+
+def items(inputs: Sequence[Path], each_frame: bool) -> Iterator[tuple[Path, int | None]]:
+    """Files and frames of what was named on the command line.
+
+    Raises:
+        InputError: nothing is named, or what is named is not there.
+    """
+    from counterscan.data.readers import iter_images
+
+    if not inputs:
+        raise InputError("no image is named", field="inputs", remedy="Name files, folders or a study table")
+    tables = [path for path in inputs if is_table(path)]
+    for path in tables:
+        from counterscan.data.table import StudyTable
+
+        table = StudyTable.read(path, labelled=False)
+        for row in range(len(table)):
+            yield table.image_path(row), table.frame_number(row)
+    others = [path for path in inputs if path not in tables]
+    if others:
+        for item in iter_images(others, each_frame=each_frame):
+            yield item.path, item.frame
+
+
+def answer(
+    system: FileSystem,
+    inputs: Sequence[Path],
+    out: Path,
+    findings: Sequence[str],
+    *,
+    doing: str,
+    each_frame: bool = False,
+    **options: Any,
+) -> int:
+    """Answer all inputs with a progress bar, and say what became of them.
+
+    Args:
+        system, out, findings, options: see ``report.stream.stream``.
+        inputs, each_frame: see ``items``.
+        doing: shown beside the bar.
+
+    Returns:
+        the exit code: 0 if anything is answered, now or before.
+    """
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from counterscan.cli.tables import say
+    from counterscan.report.stream import stream
+
+    columns = (SpinnerColumn(), TextColumn("{task.completed} images"), TimeElapsedColumn())
+    with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:
+        task = bar.add_task(doing, total=None)
+        report = stream(
+            system, items(inputs, each_frame), out, findings, progress=lambda n: bar.advance(task, n), **options
+        )
+    say(f"{out}: {report.done} answered, {report.skipped} done before, {len(report.bad)} unusable")
+    for path, reason in report.bad[:10]:
+        say(f"  {path}: {reason}")
+    if len(report.bad) > 10:
+        say(f"  ... all in {out / 'bad.csv'}")
+    return 0 if report.done or report.skipped else 1
