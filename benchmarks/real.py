@@ -169,7 +169,7 @@ def judge_seed(options: Options, count: int, finding: str, job: tuple[int, int])
     systems |= not_spread(tagger, classifiers[seed], store, healthy_val, finding, options.ig_steps)
     if options.seeds > 1:
         systems["TagGAN, seeds averaged"] = TagGAN.from_pretrained([folder / f"seed{k}" for k in range(options.seeds)])
-    if options.ceiling and not boxes:
+    if options.ceiling:
         systems["Supervised by masks"] = supervised(store, folder / "supervised", options.config(0))
     found = evaluate_systems(
         systems, store, ill, finding, healthy_rows=well, any_lesion=boxes, key=KEY,
@@ -246,6 +246,8 @@ class Nih(Options):
     """Share of mirrored views in training; hearts have a side."""
     finding: str = "Abnormal"
     """What is looked for."""
+    ceiling: bool = False
+    """Not here: boxes are on test images only, so there is nothing to learn from."""
 
     def run(self) -> None:
         """All of it."""
