@@ -54,13 +54,3 @@ def test_rows_are_selected_and_history_is_dropped() -> None:
 def test_sides_that_do_not_halve_are_refused() -> None:
     with pytest.raises(InputError, match="do not halve 2 times"):
         networks().encode(torch.zeros(1, 1, 18, 16))
-
-
-def test_gating_multiplies_each_block_by_its_probability() -> None:
-    code = networks(findings=2).encode(images())
-    p = torch.tensor([[0.0, 1.0], [0.5, 0.0], [1.0, 1.0]])
-    gated = code.gated(p)
-    for i in range(3):
-        for c in range(2):
-            torch.testing.assert_close(gated.z2[i, c], p[i, c] * code.z2[i, c])
-    assert torch.equal(gated.z1, code.z1)

@@ -148,18 +148,13 @@ class MedXGAN:
         """Where the networks are."""
         return next(self.networks.parameters()).device
 
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Code:
-        """Codes of images (N, 1, H, W) from one pass of E, z2 multiplied by the classifier's probabilities."""
-        x = checked_images(images, self.size).to(self.device)
-        with evaluating(self.classifier):
-            return self.networks.encode(x).gated(self._probabilities(x))
-
     def invert(self, images: Tensor, config: RefineConfig | None = None) -> tuple[Code, Tensor]:
         """Codes of images (N, 1, H, W), and their reconstructions."""
         x = checked_images(images, self.size).to(self.device)
+        with torch.no_grad():
+            start = self.networks.encode(x)
         with evaluating(self.classifier):
-            code = refine(x, self.encode(x), self.networks.generate, self._logits, config or self.config.refine)
+            code = refine(x, start, self.networks.generate, self._logits, config or self.config.refine)
         with torch.no_grad():
             return code, self.networks.generate(code).float()
 

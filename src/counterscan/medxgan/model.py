@@ -1,6 +1,6 @@
 """medXGAN's networks (Dravid et al., CVPRW 2022, arXiv 2204.05376), laid out so that a code keeps its place.
 
-    (z1, z2) = E(x)       anatomy and pathology, as the explained classifier sees it; z2 counts p(x) times
+    (z1, z2) = E(x)       anatomy and pathology, as the explained classifier sees it
     G(z1, z2) ~ x         the image again
     G(z1, 0)              the same body, and nothing that the classifier calls the finding
     G(z1, a z2)           the way between, 0 <= a <= 1
@@ -56,14 +56,6 @@ class Code:
 
     def __len__(self) -> int:
         return len(self.z1)
-
-    def gated(self, probabilities: Tensor) -> Code:
-        """The code with every block of z2 multiplied by the classifier's probability (N, C) of its finding.
-
-        The paper's law, z2 = 0 for images called negative, for classifiers that are more or less sure: a negative
-        image must be made of z1 alone, so that z2 is left with what the classifier calls the finding.
-        """
-        return Code(self.z1, self.z2 * probabilities.to(self.z2.dtype)[:, :, None, None, None])
 
     def scaled(self, strength: Tensor | float, column: int | Tensor) -> Code:
         """The code with the block of one finding multiplied by ``strength``: 0 takes the finding away.

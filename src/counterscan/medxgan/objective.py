@@ -1,7 +1,6 @@
 """medXGAN+'s objective and its training step. f is the frozen classifier, p = sigmoid f its probabilities, c a finding.
 
-    (z1, z2) = E(x), z2 multiplied by p(x): an image called negative must be made of z1 alone
-    x^ = G(z1, z2),  y_a = G(z1, a z2),  v_b = G(z1, b z2') with the z2' of an image called positive
+    (z1, z2) = E(x),  x^ = G(z1, z2),  y_a = G(z1, a z2),  v_b = G(z1, b z2') with the z2' of an image called positive
 
     L_D = logistic(D(x | p(x)), D(y_a | p with a p_c), D(v_b | p with b p_c')) + gamma/2 R1, lazy
     L_G = w_rec   * |x - x^|, and of their gradients        the image again
@@ -10,8 +9,10 @@
                                                             without z2 the finding is gone
         + w_cls   * BCE(f_c(v_b + noise, moved), b p_c')    z2 brings it into a body that lacks it
         + w_keep  * CE(f_o, f_o(x)) of y_a and v_b          other findings stay
-        + w_sp    * |x^ - y_a| + w_tv * TV(x^ - y_a)        change little, in one piece
+        + w_sp    * (2 - p_c(x)) |x^ - y_a|                 change little, least where nothing is to explain
+        + w_tv    * TV(x^ - y_a)                            and in one piece
         + w_lat   * |E(v_b) - (z1, b z2')|^2                a code means the same when it is read again
+        + w_neg   * (1 - p_c(x)) |z2|^2                     what the classifier calls negative has no pathology
         + w_prior * |z|^2
         + w_adv   * (-D(y_a) - D(v_b))
 
@@ -45,7 +46,7 @@ class ObjectiveConfig:
     """Weights of the objective, named as in the module's text.
 
     Attributes:
-        rec, match, cls, keep, sparsity, tv, lat, prior, adv: see there.
+        rec, match, cls, keep, sparsity, tv, lat, neg, prior, adv: see there.
         gamma: of R1, applied every ``r1_every`` steps.
         noise: sigma of the noise on the classifier's and critic's input.
         move: shift of the classifier's input, as a share of the width.
@@ -57,11 +58,12 @@ class ObjectiveConfig:
     match: float = 0.2
     cls: float = 1.0
     keep: float = 0.5
-    sparsity: float = 5.0
+    sparsity: float = 10.0
     tv: float = 0.5
     lat: float = 0.2
+    neg: float = 0.5
     prior: float = 1e-3
-    adv: float = 0.0
+    adv: float = 0.1
     gamma: float = 0.03
     r1_every: int = 8
     noise: float = 0.05
@@ -121,7 +123,7 @@ class MedXGANTask(Task):
             p = before.sigmoid()
             p_c = p[rows, columns]
 
-            code = networks.encode(x).gated(p)
+            code = networks.encode(x)
             donors = self._donors(columns, called == 1)
             half = torch.rand(n, device=ctx.device) < 0.5
             a = torch.where(half, 0.0, torch.rand(n, device=ctx.device))
@@ -145,15 +147,16 @@ class MedXGANTask(Task):
                 "rec": w.rec * (losses.magnitude(x - again) + 0.5 * losses.gradient_difference(x, again)),
                 "match": w.match * F.huber_loss(logits[:n], before),
                 "cls": w.cls * 2 * F.binary_cross_entropy_with_logits(asked, wanted.clamp(1 - _SURE, _SURE)),
-                "sparsity": w.sparsity * losses.magnitude(change),
+                "sparsity": w.sparsity * ((2 - p_c) * change.abs().mean(dim=(1, 2, 3))).mean(),
                 "tv": w.tv * losses.total_variation(change),
                 "prior": w.prior * (code.z1.float().square().mean() + code.z2.float().square().mean()),
+                "neg": w.neg * ((1 - p_c) * code.z2[rows, columns].float().square().mean(dim=(1, 2, 3))).mean(),
             }
             if len(self.findings) > 1 and w.keep > 0:
                 others = 1 - F.one_hot(columns_both, len(self.findings)).float()
                 terms["keep"] = w.keep * losses.unchanged(logits[n:], torch.cat([before, before]), others)
             if w.lat > 0:
-                read, truth = networks.encode(given).gated(meant[n:]), codes[2].detach()
+                read, truth = networks.encode(given), codes[2].detach()
                 terms["lat"] = w.lat * (F.mse_loss(read.z1, truth.z1) + F.mse_loss(read.z2, truth.z2)).float()
             if w.adv > 0:
                 realness = self.modules["critic"](self._noisy(edited), 2 * meant - 1).float()

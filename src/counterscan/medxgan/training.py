@@ -143,7 +143,7 @@ def from_run(
         rows = np.flatnonzero(called[:, column] == 1)[: 4 * DONORS]
         with torch.no_grad():
             parts = np.array_split(rows, max(1, len(rows) // 32))
-            codes = [explainer.encode(learn.images(part)) for part in parts]
+            codes = [networks.encode(learn.images(part).to(place)) for part in parts]
         explainer.donors[finding] = donors_of(codes, column, DONORS)
     explainer.limits = _limits(explainer, val, config.trust)
     return explainer
