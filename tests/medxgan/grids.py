@@ -10,7 +10,7 @@ from tests.medxgan.ladders import Blobs
 from tests.taggan.blobs import FINDINGS
 
 SMALL = NetworkConfig(base=4, halvings=1, anatomy=3, pathology=2, critic_base=4, critic_stages=2)
-QUICK = ExplainConfig(refine=RefineConfig(steps=2), frames=5, smoothing=0.0, reach=0.0)
+QUICK = ExplainConfig(refine=RefineConfig(steps=2), frames=5, evidence="difference", smoothing=0.0, reach=0.0)
 SIZE = 16
 
 

@@ -35,7 +35,8 @@ class ExplainConfig:
         transfer: take only the difference from the generator and keep the image's own texture elsewhere; else the
             answer is the generator's image.
         boosts: factors on the difference that are tried in turn until the classifier's call changes.
-        evidence: which map is the main one.
+        evidence: which map is the main one: "lig", which asks the classifier where the change mattered, "difference",
+            the change itself, or "ig_negative".
         smoothing, reach: of the evidence; see ``counterscan.care.Care``, whose views are not used here.
     """
 
@@ -43,7 +44,7 @@ class ExplainConfig:
     frames: int = 11
     transfer: bool = True
     boosts: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
-    evidence: str = "difference"
+    evidence: str = "lig"
     smoothing: float = 1 / 64
     reach: float = 0.055
 

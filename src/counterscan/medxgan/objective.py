@@ -9,8 +9,7 @@
                                                             without z2 the finding is gone
         + w_cls   * BCE(f_c(v_b + noise, moved), b p_c')    z2 brings it into a body that lacks it
         + w_keep  * CE(f_o, f_o(x)) of y_a and v_b          other findings stay
-        + w_sp    * (2 - p_c(x)) |x^ - y_a|                 change little, least where nothing is to explain
-        + w_tv    * TV(x^ - y_a)                            and in one piece
+        + w_sp    * |x^ - y_a| + w_tv * TV(x^ - y_a)        change little, in one piece
         + w_lat   * |E(v_b) - (z1, b z2')|^2                a code means the same when it is read again
         + w_neg   * (1 - p_c(x)) |z2|^2                     what the classifier calls negative has no pathology
         + w_prior * |z|^2
@@ -58,12 +57,12 @@ class ObjectiveConfig:
     match: float = 0.2
     cls: float = 1.0
     keep: float = 0.5
-    sparsity: float = 10.0
+    sparsity: float = 5.0
     tv: float = 0.5
     lat: float = 0.2
     neg: float = 0.5
     prior: float = 1e-3
-    adv: float = 0.1
+    adv: float = 0.0
     gamma: float = 0.03
     r1_every: int = 8
     noise: float = 0.05
@@ -147,7 +146,7 @@ class MedXGANTask(Task):
                 "rec": w.rec * (losses.magnitude(x - again) + 0.5 * losses.gradient_difference(x, again)),
                 "match": w.match * F.huber_loss(logits[:n], before),
                 "cls": w.cls * 2 * F.binary_cross_entropy_with_logits(asked, wanted.clamp(1 - _SURE, _SURE)),
-                "sparsity": w.sparsity * ((2 - p_c) * change.abs().mean(dim=(1, 2, 3))).mean(),
+                "sparsity": w.sparsity * losses.magnitude(change),
                 "tv": w.tv * losses.total_variation(change),
                 "prior": w.prior * (code.z1.float().square().mean() + code.z2.float().square().mean()),
                 "neg": w.neg * ((1 - p_c) * code.z2[rows, columns].float().square().mean(dim=(1, 2, 3))).mean(),
