@@ -344,6 +344,62 @@ def test_a_bad_classifier_is_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
+# --- evaluate ---
+
+
+def test_evaluate_writes_figures_and_a_page_and_goes_on(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.jit.script(torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten())).save(
+        str(tmp_path / "inception.ts")
+    )
+    command = ["explain", "evaluate", str(study / "run"), str(study / "store"), "--out", str(tmp_path / "out")]
+    options = ["--split", "val", "--finding", "consolidation", "--quick", "--sample", "2", "--cases", "1"]
+    options += ["--oracle", str(study / "classifier"), "--inception", str(tmp_path / "inception.ts")]
+    for _ in range(2):
+        assert main([*command, *options, "--inception-adapter.size", "16", "16"]) == 0
+        said = capsys.readouterr().out
+        assert "medXGAN+" in said
+        assert "Grad-CAM is left out" in said  # what runs inside a plain function shows no layers
+        assert said.strip().endswith("report.html")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for words in ("Not a medical device", "RISE", "Latent Shift", "KID, Inception", "KID, in-domain", 'class="strip"'):
+        assert words in page
+    names = {path.name for path in (tmp_path / "out" / "consolidation").iterdir()}
+    assert names == {"evaluation.json", "per_image.csv", "realism.json", "parts"}
+    assert "smith" not in page
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--split", "holdout"], "no image is in the split 'holdout'"),
+        (["--finding", "Edema"], "does not know 'Edema'"),
+        (["--oracle", "nowhere"], "no such file"),
+        (["--published", "nowhere"], "no such file"),
+        (["--inception", "gone.ts"], "no such file"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], problem: str
+) -> None:
+    command = ["explain", "evaluate", str(study / "run"), str(study / "store"), "--out", str(tmp_path / "out")]
+    assert main([*command, *options]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert problem in said[-1]
+
+
+def test_an_oracle_that_is_the_explained_classifier_is_refused(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = load_external(str(study / "classifier"))
+    networks = MedXGANNetworks(NetworkConfig(base=4, halvings=1, anatomy=2), 2)
+    MedXGAN(networks, own, size=16).save_pretrained(tmp_path / "model")
+    command = ["explain", "evaluate", str(tmp_path / "model"), str(study / "store"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--split", "val", "--oracle", str(study / "classifier")]) == 2
+    assert "the oracle is the explained classifier" in capsys.readouterr().err
+
+
 # --- what the verbs share ---
 
 
@@ -358,7 +414,7 @@ def test_tables_are_told_from_images_folders_and_stores(study: Path, tmp_path: P
     assert listed[-1][0] == study / "smith_0.png"
 
 
-@pytest.mark.parametrize("command", ["train", "run"])
+@pytest.mark.parametrize("command", ["train", "run", "evaluate"])
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["explain", command, "--help"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from counterscan.bench.tables import tables_of
 from counterscan.errors import InputError
-from counterscan.files import read_json, write_json, write_text
+from counterscan.files import atomic_write, read_json, write_json, write_text
 from counterscan.metrics.classification import roc_auc
 from counterscan.metrics.intervals import (
     RESAMPLES,
@@ -27,6 +29,7 @@ from counterscan.metrics.intervals import (
     patient_draws,
     percentile_interval,
 )
+from counterscan.report.files import safe_name
 from counterscan.report.tables import Table
 
 if TYPE_CHECKING:
@@ -49,9 +52,10 @@ class Evaluation:
     Attributes:
         finding: what was asked.
         per_image: a row per system, seed and image, with ``fold``, pseudonyms ``image`` and ``patient``, ``diseased``
-            and one column per figure (``FIGURES``, ``score``, ``magnitude``); NaN where there is nothing to judge.
+            and one column per figure (``figures``, ``score``, ``magnitude``); NaN where there is nothing to judge.
         own: the system that differences are taken from.
         resamples: of the patient bootstrap.
+        figures: names of the columns that intervals are formed of.
 
     ``dice_oracle`` is Dice at the best single threshold for each system, seed and fold. It has seen the masks and is
     for orientation only.
@@ -61,13 +65,14 @@ class Evaluation:
     per_image: pd.DataFrame
     own: str
     resamples: int = RESAMPLES
+    figures: tuple[str, ...] = FIGURES
 
     @classmethod
     def concat(cls, parts: Sequence[Evaluation]) -> Evaluation:
         """Pool folds: their images become one set. Folds are numbered anew, in the order given.
 
         Raises:
-            InputError: nothing to pool, other findings or systems, or an image that was tested twice.
+            InputError: nothing to pool, other findings, figures or systems, or an image that was tested twice.
         """
         if not parts:
             raise InputError("there is nothing to pool", field="evaluations")
@@ -78,13 +83,15 @@ class Evaluation:
                     f"evaluations differ: {first.finding} by {first.systems}, {part.finding} by {part.systems}",
                     field="evaluations",
                 )
+            if part.figures != first.figures:
+                raise InputError("evaluations have different figures", field="evaluations")
             frames.append(part.per_image.assign(fold=part.per_image["fold"] + count))
             count += int(part.per_image["fold"].max()) + 1
         frame = pd.concat(frames, ignore_index=True)
         twice = frame.duplicated(["system", "seed", "image"])
         if twice.any():
             raise InputError(f"{int(twice.sum())} images are in two of the evaluations", field="evaluations")
-        return cls(first.finding, frame, first.own, first.resamples)
+        return cls(first.finding, frame, first.own, first.resamples, first.figures)
 
     @cached_property
     def systems(self) -> list[str]:
@@ -99,16 +106,19 @@ class Evaluation:
 
     def values(self, system: str, figure: str) -> Tensor:
         """(seeds, N) one figure of one system, images as in ``images``."""
-        part = self._of(system)
-        wide = part.pivot(index="seed", columns="image", values=figure).reindex(columns=self.images["image"])
-        return torch.from_numpy(wide.to_numpy(dtype=np.float64, copy=True))
+        if system not in self._places:
+            self._of(system)  # says which there are
+        rows, seeds, images = self._places[system]
+        values = np.full((int(seeds.max()) + 1, len(self.images)), math.nan)
+        values[seeds, images] = self.per_image[figure].to_numpy(dtype=np.float64)[rows]
+        return torch.from_numpy(values)
 
     def interval(self, system: str, figure: str) -> Interval:
         """Mean over images of the mean over seeds, with its patient-bootstrap interval.
 
         Args:
             system: a name.
-            figure: one of ``FIGURES``, "detection", or one of ``MAGNITUDES``.
+            figure: one of ``figures``, "detection", or one of ``MAGNITUDES``.
         """
         if figure == "detection":
             return self.detection(system)
@@ -184,13 +194,16 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Counts, every figure of every system as [value, low, high], and ours minus each peer. NaN is None."""
         systems = {
-            name: {figure: _triple(self.interval(name, figure)) for figure in (*FIGURES, "detection", *MAGNITUDES)}
+            name: {figure: _triple(self.interval(name, figure)) for figure in (*self.figures, "detection", *MAGNITUDES)}
             for name in self.systems
         }
         differences = {
-            peer: {figure: _triple(self.difference(peer, figure)) for figure in FIGURES} for peer in self.systems[1:]
+            peer: {figure: _triple(self.difference(peer, figure)) for figure in self.figures}
+            for peer in self.systems[1:]
         }
-        kept = {"finding": self.finding, "own": self.own, "resamples": self.resamples}
+        kept: dict[str, Any] = {"finding": self.finding, "own": self.own, "resamples": self.resamples}
+        if self.figures != FIGURES:
+            kept["figures"] = list(self.figures)
         return kept | {"counts": self.counts(), "systems": systems, "differences": differences}
 
     def save(self, folder: str | Path) -> Path:
@@ -210,11 +223,25 @@ class Evaluation:
         folder = Path(folder)
         about = read_json(folder / "evaluation.json")
         try:
-            frame = pd.read_csv(folder / "per_image.csv", dtype={"image": str, "patient": str, "system": str})
-            frame[[*_KEYS, *FIGURES, "score", "magnitude"]]
-            return cls(about["finding"], frame, about["own"], about["resamples"])
+            frame = _read_frame(folder / "per_image.csv")
+            figures = tuple(about.get("figures", FIGURES))
+            frame[[*_KEYS, *figures, "score", "magnitude"]]
+            return cls(about["finding"], frame, about["own"], about["resamples"], figures)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"is not an evaluation ({error})", path=folder, remedy="Evaluate again") from None
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Of each system: its rows in the table, and which seed, in order, and which of ``images`` each row is."""
+        place = {name: i for i, name in enumerate(self.images["image"])}
+        image = np.array([place[name] for name in self.per_image["image"]])
+        found = {}
+        for system in self.systems:
+            rows = np.flatnonzero(self.per_image["system"] == system)
+            _, seeds = np.unique(self.per_image["seed"].to_numpy()[rows], return_inverse=True)
+            if len(rows):
+                found[system] = rows, seeds, image[rows]
+        return found
 
     @property
     def _patients(self) -> list[str]:
@@ -225,6 +252,63 @@ class Evaluation:
         if not len(part):
             raise InputError(f"there is no system {system!r}", field="system", remedy=json.dumps(self.systems))
         return part
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was measured of one system.
+
+    Attributes:
+        frame: a row per image.
+        numbers: of the whole set, in plain values.
+        images: pictures that other systems' figures need; None for most.
+    """
+
+    frame: pd.DataFrame
+    numbers: list[Any] = field(default_factory=list)
+    images: np.ndarray | None = None
+
+
+class Kept:
+    """Parts of an evaluation on disk, so that an interrupted one goes on where it stopped.
+
+    Args:
+        folder: gets ``parts/``; None keeps nothing.
+        about: plain values of all that parts depend on; a part that was made with others is made anew.
+    """
+
+    def __init__(self, folder: str | Path | None, about: Mapping[str, Any]) -> None:
+        self.folder, self.about = None if folder is None else Path(folder) / "parts", dict(about)
+
+    def part(self, name: str, about: Mapping[str, Any], make: Callable[[], Part]) -> Part:
+        """The part as it is on disk, or made now and written.
+
+        Args:
+            name: of the part; no two share one.
+            about: what this part depends on besides.
+            make: gives it.
+        """
+        if self.folder is None:
+            return make()
+        told = json.dumps([name, self.about, dict(about)], sort_keys=True, default=str)
+        digest = hashlib.sha256(told.encode()).hexdigest()
+        facts, frame, images = (self.folder / f"{safe_name(name)}{ending}" for ending in (".json", ".csv", ".npy"))
+        if facts.is_file() and (known := read_json(facts)).get("about") == digest:
+            return Part(_read_frame(frame), known["numbers"], np.load(images) if known["images"] else None)
+        part = make()
+        facts.unlink(missing_ok=True)
+        write_text(frame, part.frame.to_csv(index=False))
+        if part.images is not None:
+            buffer = io.BytesIO()
+            np.save(buffer, part.images)
+            with atomic_write(images) as handle:
+                handle.write(buffer.getvalue())
+        write_json(facts, {"about": digest, "images": part.images is not None, "numbers": part.numbers})
+        return part
+
+
+def _read_frame(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype={"image": str, "patient": str, "system": str}, float_precision="round_trip")
 
 
 def _triple(interval: Interval) -> list[float | None]:

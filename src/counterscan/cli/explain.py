@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from counterscan.medxgan import MedXGAN
 
 _TRAIN = "Train an explainer of a frozen classifier on a prepared store; go on where an interrupted run stopped."
+_EVALUATE = "Judge an explainer and its rivals on what the classifier calls positive; write figures and an HTML page."
 _RUN = "Write the way to the counterpart, maps, animation and numbers of every image; skip what is done."
 _SPEC = (
     "The classifier: a run folder of `counterscan classify train`, a TorchScript file, a torch.export program (.pt2), "
@@ -220,7 +221,104 @@ def _asked(explainer: MedXGAN, names: tuple[str, ...], direction: str) -> tuple[
     return findings
 
 
+@dataclass
+class _Evaluate:
+    model: tyro.conf.Positional[Path]
+    """A run folder of `counterscan explain train`, or a folder written by save_pretrained."""
+    store: tyro.conf.Positional[Path]
+    """A prepared store, or a study table, which is then prepared with the model's size and recipe."""
+    out: Path = field(kw_only=True)
+    """Folder for figures and report.html; the same command goes on with an interrupted evaluation."""
+    finding: tuple[str, ...] = ()
+    """Which findings to explain; default: all that the classifier knows."""
+    split: str = "test"
+    """Whose images are judged; rows of the split train are the rivals' background."""
+    oracle: Path | None = None
+    """Run folder of a classifier trained independently, with another seed and architecture: does it flip too?"""
+    published: Path | None = None
+    """Run folder of the published medXGAN, trained for the same classifier."""
+    sample: int = 12
+    """Images for what is slow: stability, randomisation, the published inversion."""
+    quick: bool = False
+    """Few samples, masks and steps; for a first look, not for comparison."""
+    inception: Path | None = None
+    """Inception as TorchScript or torch.export program that returns features (N, D), as a further space of KID and FID;
+    --inception-adapter says what it takes."""
+    cases: int = 3
+    """Cases shown of each kind: best, median, worst."""
+    classifier: Annotated[str | None, tyro.conf.arg(metavar="SPEC")] = None
+    """The explained classifier, if it is no longer where the run recorded it; the forms are those of explain train."""
+    batch_size: int = 16
+    """Images asked about at once."""
+    threads: int = 1
+    """CPU threads."""
+    device: str = "cpu"
+    """Where to compute: cpu or cuda."""
+
+
+def _evaluate_command() -> type:
+    """Its further flags are the fields of AdapterConfig, which takes torch to import."""
+    from counterscan.classify import AdapterConfig
+
+    inception = AdapterConfig(channels=3, size=299)
+    options: list[tuple[str, Any, Any]] = [
+        ("adapter", AdapterConfig, field(default_factory=AdapterConfig)),
+        ("inception_adapter", AdapterConfig, field(default_factory=lambda: inception)),
+    ]
+    made = make_dataclass("Evaluate", options, bases=(_Evaluate,), namespace={"run": _evaluate, "nested_flags": True})
+    made.__doc__ = _EVALUATE
+    return made
+
+
+def _evaluate(self: Any) -> None:
+    import torch
+    from rich.console import Console
+
+    from counterscan.bench.explain_report import evaluate_explainer
+    from counterscan.classify import AdapterConfig, load_classifier, load_external
+    from counterscan.cli.classify import open_or_prepare
+    from counterscan.cli.inputs import is_table
+    from counterscan.cli.tables import say
+    from counterscan.medxgan.published import PublishedMedXGAN
+    from counterscan.systems import load_explainer
+
+    torch.set_num_threads(self.threads)
+    adapter = self.adapter if self.adapter != AdapterConfig() else None
+    explainer = load_explainer(self.model, self.device, classifier=self.classifier, adapter=adapter)
+    findings, published, inception = _asked(explainer, self.finding, "remove"), None, None
+    if self.published is not None:
+        published = PublishedMedXGAN.from_pretrained(self.published, explainer.classifier, self.device)
+    if self.inception is not None:
+        extractor: Any = load_external(str(self.inception), ("features",), self.inception_adapter, self.device)
+        inception = extractor.scores
+    size = explainer.size if is_table(self.store) else None
+    store = open_or_prepare(self.store, self.out / "store", size, recipe=explainer.recipe)
+    with Console(stderr=True).status("evaluating") as status:
+        report = evaluate_explainer(
+            explainer,
+            store,
+            self.out,
+            findings=findings,
+            split=self.split,
+            oracle=None if self.oracle is None else load_classifier(self.oracle, self.device),
+            published=published,
+            inception=inception,
+            sample=self.sample,
+            quick=self.quick,
+            cases=self.cases,
+            batch_size=self.batch_size,
+            run=self.model if (self.model / "metrics.jsonl").is_file() else None,
+            progress=lambda name, done, count: status.update(f"{name}: {done} of {count}"),
+        )
+    for table in report.headlines():
+        Console().print(table.to_rich())
+    for note in report.notes:
+        say(note)
+    say(f"report: {report.page}")
+
+
 COMMANDS = {
     "train": Lazy(_TRAIN, _train_command),
     "run": Lazy(_RUN, _run_command),
+    "evaluate": Lazy(_EVALUATE, _evaluate_command),
 }

@@ -22,6 +22,7 @@ class Case:
         caption: what a reader should know, such as the case's own figures.
         group: heading it stands under.
         others: answers of peers to the same image, shown as further overlays.
+        strip: picture of the way to the counterpart (``report.strips.strip``), uint8 (H', W', 3); None for none.
     """
 
     label: str
@@ -30,6 +31,7 @@ class Case:
     caption: str = ""
     group: str = "Cases"
     others: Sequence[Counterpart] = ()
+    strip: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from counterscan.report.style import CSS
 from counterscan.report.tables import Cell, Table
 
 SIDE = 320  # pixels of a picture's longer side in the page
+_STRIPS = ".strip{max-width:none;margin:0 0 .8rem;overflow-x:auto}.strip img{display:block;border-radius:.35rem}"
 
 
 def write_report(
@@ -74,7 +75,7 @@ def write_report(
         f'<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{_safe(title)}</title><style>{CSS}</style></head><body>"
+        f"<title>{_safe(title)}</title><style>{CSS}{_strips(cases)}</style></head><body>"
         f'<p class="banner">{pictures.DISCLAIMER}</p>'
         f"<header><h1>{_safe(title)}</h1>{_paragraph(intro, 'intro')}<nav>{links}</nav></header>"
         f"<main>{bodies}</main>"
@@ -146,6 +147,23 @@ def _cases(cases: Sequence[Case], selection: str) -> str:
     return "".join(parts)
 
 
+def _strips(cases: Sequence[Case]) -> str:
+    return _STRIPS if any(case.strip is not None for case in cases) else ""
+
+
+def _strip(case: Case) -> str:
+    """At its own size, so that its lettering stays legible; narrow windows scroll it."""
+    if case.strip is None:
+        return ""
+    height, width = case.strip.shape[:2]
+    data = base64.b64encode(pictures.png(case.strip, pictures.synthetic_facts(case.counterpart))).decode("ascii")
+    alt = _safe(f"{case.label}, way from the image to its counterpart")
+    return (
+        f'<figure class="strip"><img alt="{alt}" width="{width}" height="{height}" '
+        f'src="data:image/png;base64,{data}"></figure>'
+    )
+
+
 def _legend(cases: Sequence[Case], scales: Mapping[str, float]) -> str:
     own = [case.counterpart for case in cases if case.counterpart.counterpart is not None]
     signed = ""
@@ -188,7 +206,7 @@ def _case(case: Case, scales: Mapping[str, float]) -> str:
     words = " · ".join([answer.query.finding, *scores, *([case.caption] if case.caption else [])])
     return (
         f'<article><p class="caption"><b>{_safe(case.label)}</b><span>{_safe(words)}</span>{verdict}</p>'
-        f'<div class="tiles-row">{"".join(tiles)}</div></article>'
+        f'{_strip(case)}<div class="tiles-row">{"".join(tiles)}</div></article>'
     )
 
 
