@@ -11,11 +11,13 @@ interruption.
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,9 +28,9 @@ import torch
 import tyro
 from rich.console import Console
 from supervised import supervised
-from torch import nn
+from torch import Tensor
 
-from counterscan.bench import Evaluation, evaluate_systems, first_peers, native_truth
+from counterscan.bench import Evaluation, calibrated, evaluate_systems, first_peers, native_truth
 from counterscan.classify import load_classifier
 from counterscan.counterpart import System
 from counterscan.data.importers import IMPORTERS
@@ -36,6 +38,7 @@ from counterscan.data.prepare import prepare
 from counterscan.data.splits import folds
 from counterscan.data.store import PreparedStore
 from counterscan.files import read_json, write_json, write_text
+from counterscan.peers.base import AttributionPeer, Masker, Target
 from counterscan.taggan import TagGAN, TagGANConfig, fit
 
 KEY = b"benchmark"  # public images: their pseudonyms need no secret, and the same ones in every run
@@ -166,7 +169,7 @@ def judge_seed(options: Options, count: int, finding: str, job: tuple[int, int])
         location_rows=np.flatnonzero(store.has_mask & (test if boxes else store.split == "train")),
         location_smoothing=tagger.care.smoothing,
     )  # fmt: skip
-    systems |= not_spread(tagger, classifiers[seed], store, healthy_val, finding, options.ig_steps)
+    systems |= not_spread(tagger, systems, store, healthy_val, finding)
     if options.seeds > 1:
         systems["TagGAN, seeds averaged"] = TagGAN.from_pretrained([folder / f"seed{k}" for k in range(options.seeds)])
     if options.ceiling:
@@ -182,19 +185,38 @@ def judge_seed(options: Options, count: int, finding: str, job: tuple[int, int])
 
 
 def not_spread(
-    tagger: TagGAN, classifier: nn.Module, store: PreparedStore, healthy_val: np.ndarray, finding: str, ig_steps: int
+    tagger: TagGAN, systems: dict[str, System], store: PreparedStore, healthy_val: np.ndarray, finding: str
 ) -> dict[str, System]:
     """TagGAN and the attribution peers without the spreading that all of them get otherwise: as they are commonly
-    used, with averaged views and smoothing alone."""
-    plain = replace(tagger.care, reach=0.0)
-    bare = tagger.with_care(plain)
+    used, with averaged views and smoothing alone. Attributions are computed once for both."""
+    bare = tagger.with_care(replace(tagger.care, reach=0.0))
     bare.calibrate(store, store.split == "val")
-    peers = first_peers(
-        classifier, store, healthy_val, finding,
-        care=plain, ig_care=replace(plain, shifts=()), ig_steps=ig_steps, key=KEY,
-    )  # fmt: skip
-    chosen = {"TagGAN": bare} | {n: peers[n] for n in ("Grad-CAM", "LayerCAM", "Integrated Gradients")}
-    return {f"{name}, not spread": system for name, system in chosen.items()}
+    found: dict[str, System] = {"TagGAN, not spread": bare}
+    for name, peer in systems.items():
+        if isinstance(peer, AttributionPeer):
+            peer.attribute = remembered(peer.attribute)  # type: ignore[method-assign]
+            found[f"{name}, not spread"] = calibrated(partial(unspread, peer), store, healthy_val, finding, key=KEY)
+    return found
+
+
+def unspread(peer: AttributionPeer, masker: Masker | None) -> AttributionPeer:
+    """The same peer, sharing its attributions, without spreading."""
+    other = copy.copy(peer)
+    other.care, other.masker = replace(peer.care, reach=0.0), masker
+    return other
+
+
+def remembered(attribute: Callable[[Tensor, Target], Tensor]) -> Callable[[Tensor, Target], Tensor]:
+    """``attribute`` that answers for images it has seen from memory."""
+    known: dict[tuple[bytes, str], Tensor] = {}
+
+    def answer(inputs: Tensor, target: Target) -> Tensor:
+        key = (inputs.numpy().tobytes(), str(target))
+        if key not in known:
+            known[key] = attribute(inputs, target)
+        return known[key]
+
+    return answer
 
 
 def judge(options: Options, count: int, finding: str) -> Evaluation:
