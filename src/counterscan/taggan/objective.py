@@ -30,7 +30,7 @@ from counterscan.training import Context, Task
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Weights of the objective. docs/benchmarks.md holds the ablation that chose them.
+    """Weights of the objective. docs/benchmarks.md has the table of what each term buys.
 
     Attributes:
         lam: weight of |M| on images with the finding, as a multiple of 0.001 H W, which balances a per-pixel penalty
