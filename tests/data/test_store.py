@@ -399,3 +399,15 @@ def test_real_sets(tmp_path: Path, name: str) -> None:
         with Image.open(str(table.mask_path(i))) as drawn:
             truth = float((np.asarray(drawn) > 0).mean())
         assert share[i] == pytest.approx(truth, abs=0.25 * truth + 2e-3), kind
+
+
+def test_parts_are_checked_splits() -> None:
+    images = np.zeros((6, 4, 4), np.uint8)
+    settings = {"findings": ("Edema",), "labels": np.zeros((6, 1), np.float32)}
+    split = ["train"] * 3 + ["val"] * 2 + ["test"]
+    store = PreparedStore.from_arrays(images, patients=list("aabccd"), split=split, **settings)
+    assert [len(part) for part in store.parts("train", "val")] == [3, 2]
+    with pytest.raises(InputError, match="no row is in the split 'holdout'"):
+        store.parts("train", "holdout")
+    with pytest.raises(InputError, match="patient 'a' is in lists"):
+        PreparedStore.from_arrays(images, patients=list("aabaab"), split=split, **settings).parts("train", "val")

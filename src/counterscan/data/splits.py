@@ -153,7 +153,7 @@ def assert_disjoint(*groups: Iterable[str]) -> None:
     for number, group in enumerate(groups):
         for patient in set(group):
             if patient in seen:
-                raise InputError(f"patient {patient!r} is in lists {seen[patient]} and {number}", field="splits")
+                raise InputError(f"patient {str(patient)!r} is in lists {seen[patient]} and {number}", field="splits")
             seen[patient] = number
 
 

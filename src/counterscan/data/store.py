@@ -31,6 +31,7 @@ from torch import Tensor
 from counterscan.counterpart import StudyBatch
 from counterscan.data.prepare import PrepareReport, prepare
 from counterscan.data.rows import CONTENT
+from counterscan.data.splits import assert_disjoint
 from counterscan.data.table import StudyTable
 from counterscan.errors import InputError
 from counterscan.files import read_json
@@ -302,6 +303,24 @@ class PreparedStore:
         view.__dict__.update(self.__dict__)
         view._take(self.table.subset(rows=at), self._rows.iloc[at].reset_index(drop=True))
         return view
+
+    def parts(self, *splits: str) -> tuple[PreparedStore, ...]:
+        """The rows of each split, as training takes them.
+
+        Raises:
+            InputError: a split is empty, or a patient is in two of them.
+        """
+        found = tuple(self.subset(self.split == name) for name in splits)
+        for name, part in zip(splits, found, strict=True):
+            if not len(part):
+                raise InputError(
+                    f"no row is in the split {name!r}",
+                    path=self.folder,
+                    field="split",
+                    remedy="Make splits with `counterscan data split` and prepare again",
+                )
+        assert_disjoint(*(part.patients for part in found))
+        return found
 
     def _at(self, indices: Indices) -> np.ndarray:
         """Row numbers, negative ones counted from the end.

@@ -236,7 +236,8 @@ def train_generator(
     objective: PublishedObjective,
 ) -> tuple[LadderGenerator, str]:
     """G, and the digest of its weights; see ``PublishedMedXGAN.fit``."""
-    finding, learn = tuple(classifier.findings)[column], store.subset(store.split == "train")  # type: ignore[arg-type]
+    finding = tuple(classifier.findings)[column]  # type: ignore[arg-type]
+    (learn,) = store.parts("train")
     networks = networks or LADDERS.get(store.size)
     if networks is None or networks.size != store.size:
         sizes = " or ".join(map(str, LADDERS if networks is None else [networks.size]))
@@ -245,13 +246,6 @@ def train_generator(
             path=store.folder,
             field="size",
             remedy=f"Prepare images of {sizes} px, or set networks",
-        )
-    if not len(learn):
-        raise InputError(
-            "no row is in the split 'train'",
-            path=store.folder,
-            field="split",
-            remedy="Make splits with `counterscan data split` and prepare again",
         )
     called = np.ascontiguousarray(calls(classifier, learn)[:, [column]])
     if len(np.unique(called)) < 2:

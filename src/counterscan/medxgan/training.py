@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from counterscan.care import evaluating
 from counterscan.classify.task import LabelledRows, predict_logits
-from counterscan.data.splits import assert_disjoint
 from counterscan.errors import InputError
 from counterscan.medxgan.explainer import ExplainConfig, Limits, MedXGAN, donors_of
 from counterscan.medxgan.inversion import RefineConfig, psnr
@@ -79,16 +78,7 @@ def fit(
         InputError: a split is empty, a patient is in both, or the classifier calls all training images alike.
     """
     config, folder = config or MedXGANConfig(), Path(folder)
-    learn, val = (store.subset(store.split == name) for name in ("train", "val"))
-    for name, part in (("train", learn), ("val", val)):
-        if not len(part):
-            raise InputError(
-                f"no row is in the split {name!r}",
-                path=store.folder,
-                field="split",
-                remedy="Make splits with `counterscan data split` and prepare again",
-            )
-    assert_disjoint(learn.patients, val.patients)
+    learn, val = store.parts("train", "val")
     findings = tuple(classifier.findings)  # type: ignore[arg-type]
     classifier = classifier.eval().requires_grad_(False)
     called = calls(classifier, learn)
@@ -137,7 +127,7 @@ def from_run(
         recipe=store.recipe,
         checkpoint=info["digest"][:16],
     )
-    learn, val = (store.subset(store.split == name) for name in ("train", "val"))
+    learn, val = store.parts("train", "val")
     called = calls(classifier, learn)
     for column, finding in enumerate(findings):
         rows = np.flatnonzero(called[:, column] == 1)[: 4 * DONORS]

@@ -14,7 +14,6 @@ from torch import nn
 from counterscan.care import Care
 from counterscan.classify import ClassifyConfig, train_classifier
 from counterscan.classify.task import LabelledRows
-from counterscan.data.splits import assert_disjoint
 from counterscan.errors import InputError
 from counterscan.files import write_json
 from counterscan.taggan.model import MapGenerator, NetworkConfig
@@ -86,8 +85,8 @@ def fit(
         InputError: a finding has one class only, a split is empty, or a patient is in both.
     """
     config, folder = config or TagGANConfig(), Path(folder)
-    learn, val = (store.subset(store.split == name) for name in ("train", "val"))
-    groups, meaning = _groups(learn, val, config.training.batch_size)
+    learn, val = store.parts("train", "val")
+    groups, meaning = _groups(learn, config.training.batch_size)
     if classifiers is None:
         seeds = [config.classifier.seed + k for k in range(config.classifiers)]
         classifiers = [
@@ -146,19 +145,8 @@ def from_run(
     return tagger
 
 
-def _groups(
-    learn: PreparedStore, val: PreparedStore, batch_size: int
-) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
+def _groups(learn: PreparedStore, batch_size: int) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
     """Rows with and without each finding, and what each group means; checked."""
-    for name, part in (("train", learn), ("val", val)):
-        if not len(part):
-            raise InputError(
-                f"no row is in the split {name!r}",
-                path=part.folder,
-                field="split",
-                remedy="Make splits with `counterscan data split` and prepare again",
-            )
-    assert_disjoint(learn.patients, val.patients)
     groups, meaning = finding_groups(learn.labels)
     for column, finding in enumerate(learn.findings):
         for value, what in ((1, "with"), (0, "without")):
