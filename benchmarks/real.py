@@ -33,6 +33,7 @@ from torch import Tensor
 from counterscan.bench import Evaluation, calibrated, evaluate_systems, first_peers, native_truth
 from counterscan.classify import load_classifier
 from counterscan.counterpart import System
+from counterscan.data.augment import AugmentConfig
 from counterscan.data.importers import IMPORTERS
 from counterscan.data.prepare import prepare
 from counterscan.data.splits import folds
@@ -268,8 +269,21 @@ class Nih(Options):
     """Share of mirrored views in training; hearts have a side."""
     finding: str = "Abnormal"
     """What is looked for."""
+    films: bool = False
+    """The phantom demo's settings for films (critic weight 1, a longer trained classifier) and strong views."""
     ceiling: bool = False
     """Not here: boxes are on test images only, so there is nothing to learn from."""
+
+    def config(self, seed: int) -> TagGANConfig:
+        """The package's defaults with this seed, or those for films."""
+        base = super().config(seed)
+        if not self.films:
+            return base
+        return replace(
+            base,
+            objective=replace(base.objective, adversarial=1.0),
+            classifier=replace(base.classifier, steps=700, augment=AugmentConfig.strong(self.flip)),
+        )
 
     def run(self) -> None:
         """All of it."""
