@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterscan.medxgan import RefineConfig, latent_optimisation, psnr, refine
+from counterscan.medxgan import RefineConfig, latent_optimisation, refine
+from counterscan.metrics.validity import psnr
 from tests.medxgan.grids import images, networks
 from tests.medxgan.ladders import Mean
 

@@ -13,8 +13,8 @@ from counterscan.care import Care, smooth
 from counterscan.counterpart import Counterpart, Query, StudyBatch, StudyRef
 from counterscan.errors import InputError
 from counterscan.medxgan.attribution import gradients_of
-from counterscan.medxgan.inversion import psnr
 from counterscan.medxgan.published import PublishedExplain, PublishedMedXGAN
+from counterscan.metrics.validity import psnr
 from counterscan.nets.cnn import Classifier, ClassifierConfig
 from tests.medxgan.ladders import ADD, FINDING, QUICK, REMOVE, SMALL, Curved, Mean, explainer, pictures
 from tests.taggan.blobs import FINDINGS

@@ -8,7 +8,7 @@ from counterscan.medxgan.attribution import (
     transfer_mask,
 )
 from counterscan.medxgan.explainer import ExplainConfig, Limits, MedXGAN
-from counterscan.medxgan.inversion import RefineConfig, latent_optimisation, psnr, refine
+from counterscan.medxgan.inversion import RefineConfig, latent_optimisation, refine
 from counterscan.medxgan.model import Code, MedXGANNetworks, NetworkConfig
 from counterscan.medxgan.objective import MedXGANTask, ObjectiveConfig
 from counterscan.medxgan.training import MedXGANConfig, fit, from_run
@@ -30,7 +30,6 @@ __all__ = [
     "gradients_of",
     "latent_optimisation",
     "path_integrated_gradients",
-    "psnr",
     "refine",
     "straight_path",
     "transfer_mask",

@@ -16,8 +16,9 @@ from counterscan.counterpart import CounterfactualPath, Counterpart, Direction, 
 from counterscan.errors import InputError
 from counterscan.inputs import checked_images
 from counterscan.medxgan.attribution import path_integrated_gradients, straight_path, transfer_mask
-from counterscan.medxgan.inversion import RefineConfig, psnr, refine
+from counterscan.medxgan.inversion import RefineConfig, refine
 from counterscan.medxgan.model import Code, MedXGANNetworks
+from counterscan.metrics.validity import psnr
 
 if TYPE_CHECKING:
     from counterscan.data.intensity import IntensityRecipe
@@ -203,7 +204,8 @@ class MedXGAN:
                 mask = mask * batch.valid.to(x.device)
             boost = self._boost(x, again, goal.image, mask, query, column)
             path = self._path(x, again, goal, mask, boost * query.strength)  # (K, N, 1, H, W)
-            outputs = self._probabilities(path.flatten(0, 1)).view(len(path), len(x), -1)
+            logits = self._logits(path.flatten(0, 1)).view(len(path), len(x), -1)
+        outputs, rise = logits.sigmoid(), logits[0, :, column] - logits[-1, :, column]
         counterpart = path[-1]
 
         def output(images: Tensor) -> Tensor:
@@ -215,8 +217,6 @@ class MedXGAN:
             "lig": path_integrated_gradients(backwards, output),
             "ig_negative": path_integrated_gradients(straight_path(counterpart, path[0], len(path) - 1), output),
         }
-        with torch.no_grad():
-            rise = output(path[0]) - output(counterpart)
         evidence = self.evidence(maps[self.config.evidence], x, query.direction)
         if batch.valid is not None:
             evidence = evidence * batch.valid.to(x.device)

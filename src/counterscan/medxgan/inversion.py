@@ -52,7 +52,6 @@ def refine(
     if config.steps <= 0 or not len(x):
         return start.detach()
     z1, z2 = (part.detach().float().clone().requires_grad_() for part in (start.z1, start.z2))
-    # torch's own optimizers would do; both codes share one state so that no image waits for another.
     adam = torch.optim.Adam([z1, z2], lr=config.rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, config.steps, eta_min=config.rate / 10)
     with torch.no_grad():
@@ -113,9 +112,3 @@ def latent_optimisation(
             loss.sum().backward(inputs=codes)
             adam.step()
     return [z.detach() for z in codes]
-
-
-def psnr(x: Tensor, again: Tensor) -> Tensor:
-    """(N,) peak signal-to-noise ratio in dB, data range 2."""
-    error = (x.double() - again.double()).flatten(1).square().mean(dim=1)
-    return 10 * torch.log10(4 / error.clamp_min(1e-12))

@@ -29,7 +29,7 @@ from counterscan.errors import InputError
 from counterscan.files import atomic_write, read_json, sha256_file, write_json, write_text
 from counterscan.inputs import checked_images
 from counterscan.medxgan.attribution import displacement_integrated_gradients, path_integrated_gradients
-from counterscan.medxgan.inversion import latent_optimisation, psnr
+from counterscan.medxgan.inversion import latent_optimisation
 from counterscan.medxgan.published_training import (
     LadderConfig,
     LadderGenerator,
@@ -37,6 +37,7 @@ from counterscan.medxgan.published_training import (
     column_of,
     train_generator,
 )
+from counterscan.metrics.validity import psnr
 from counterscan.nets.cnn import Classifier
 from counterscan.training import TrainConfig
 from counterscan.training.checkpoint import weights_digest

@@ -14,9 +14,10 @@ from counterscan.care import evaluating
 from counterscan.classify.task import LabelledRows, predict_logits
 from counterscan.errors import InputError
 from counterscan.medxgan.explainer import ExplainConfig, Limits, MedXGAN, donors_of
-from counterscan.medxgan.inversion import RefineConfig, psnr
+from counterscan.medxgan.inversion import RefineConfig
 from counterscan.medxgan.model import MedXGANNetworks, NetworkConfig
 from counterscan.medxgan.objective import MedXGANTask, ObjectiveConfig
+from counterscan.metrics.validity import psnr
 from counterscan.training import BalancedSampler, TrainConfig, finding_groups, load_weights, seed_everything, train
 from counterscan.training.config import plain
 

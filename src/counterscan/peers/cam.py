@@ -12,6 +12,21 @@ from torch.nn import functional as F
 from counterscan.errors import InputError
 
 
+def layers_to_use(layers: Sequence[nn.Module], field: str) -> list[nn.Module]:
+    """The layers, if there are any.
+
+    Raises:
+        InputError: there is none; names ``field``.
+    """
+    if not layers:
+        raise InputError(
+            f"the classifier shows no convolutional {field}, as TorchScript and exported programs do not",
+            field=field,
+            remedy=f"Give the {field} or the model as a module, or use Integrated Gradients, which needs no layer",
+        )
+    return list(layers)
+
+
 def features_and_gradients(
     classifier: nn.Module, layers: Sequence[nn.Module], inputs: Tensor, target: Tensor
 ) -> list[tuple[Tensor, Tensor]]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from counterscan.care import Care
-from counterscan.errors import InputError
 from counterscan.peers.base import AttributionPeer, Masker
-from counterscan.peers.cam import features_and_gradients, upsample
+from counterscan.peers.cam import features_and_gradients, layers_to_use, upsample
 
 
 class GradCAM(AttributionPeer):
@@ -38,13 +37,7 @@ class GradCAM(AttributionPeer):
         masker: Masker | None = None,
     ) -> None:
         super().__init__(classifier, care=care, masker=masker)
-        if layer is None and not self.cam_layers:
-            raise InputError(
-                "the classifier shows no convolutional layer, as TorchScript and exported programs do not",
-                field="layer",
-                remedy="Give the layer or the model as a module, or use Integrated Gradients, which needs no layer",
-            )
-        self.layer = self.cam_layers[-1] if layer is None else layer
+        self.layer = layers_to_use(self.cam_layers, "layer")[-1] if layer is None else layer
 
     def _attribute(self, inputs: Tensor, target: Tensor) -> Tensor:
         ((features, gradients),) = features_and_gradients(self.classifier, [self.layer], inputs, target)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from counterscan.care import Care
-from counterscan.errors import InputError
 from counterscan.peers.base import AttributionPeer, Masker
-from counterscan.peers.cam import features_and_gradients, upsample
+from counterscan.peers.cam import features_and_gradients, layers_to_use, upsample
 
 
 class LayerCAM(AttributionPeer):
@@ -47,13 +46,7 @@ class LayerCAM(AttributionPeer):
         masker: Masker | None = None,
     ) -> None:
         super().__init__(classifier, care=care, masker=masker)
-        self.layers = self.cam_layers[-stages:] if layers is None else list(layers)
-        if not self.layers:
-            raise InputError(
-                "the classifier shows no convolutional layers, as TorchScript and exported programs do not",
-                field="layers",
-                remedy="Give the layers or the model as a module, or use Integrated Gradients, which needs no layer",
-            )
+        self.layers = layers_to_use(self.cam_layers[-stages:] if layers is None else layers, "layers")
         self.fusion = fusion
 
     def settings(self) -> dict[str, Any]:
