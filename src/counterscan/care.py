@@ -95,6 +95,7 @@ def smooth(maps: Tensor, share: float) -> Tensor:
 _NEIGHBOURS = ((0, 1, 1.0), (1, 0, 1.0), (1, 1, 0.7), (1, -1, 0.7))
 _STEP_VARIANCE = 4.8 / 7.8
 _STRIDE_AT = 64  # images of more pixels a side are walked in longer steps, so that the work grows with the area alone
+_AT_ONCE = 16  # planes of that size, so that a step stays in the cache
 
 
 def spread(evidence: Tensor, images: Tensor, reach: float, edge: float) -> Tensor:
@@ -118,22 +119,38 @@ def spread(evidence: Tensor, images: Tensor, reach: float, edge: float) -> Tenso
     steps = round((reach * images.shape[-1] / stride) ** 2 / _STEP_VARIANCE)
     if steps <= 0 or not len(evidence):
         return evidence
+    at_once = max(1, _AT_ONCE // stride**2)
+    parts = zip(evidence.split(at_once), images.split(at_once), strict=True)
+    return torch.cat([_walk(part, x, stride, steps, edge) for part, x in parts])
+
+
+def _walk(evidence: Tensor, images: Tensor, stride: int, steps: int, edge: float) -> Tensor:
+    """Steps of ``stride`` pixels never leave their sublattice: each walks on a plane of its own. Planes come last in
+    memory (h, w, M), so that a shifted window is a few long runs instead of many short rows."""
     height, width = images.shape[-2:]
-    padded = F.pad(images, (stride,) * 4, value=float("inf"))  # an infinite difference: nothing walks out or in
+    margin = (0, -width % stride, 0, -height % stride)
+    # An infinite difference: nothing walks out or in.
+    planes = F.pixel_unshuffle(F.pad(images, margin, value=float("inf")), stride).flatten(0, 1).permute(1, 2, 0)
+    walkers = F.pixel_unshuffle(F.pad(evidence, margin), stride)
+    shape, walker = walkers.shape, walkers.flatten(0, 1).permute(1, 2, 0).contiguous()
+    h, w, _ = walker.shape
+    border = (0, 0, 1, 1, 1, 1)
+    padded = F.pad(planes, border, value=float("inf"))
     windows, affinities = [], []
     for down, right, weight in (*_NEIGHBOURS, *((-d, -r, w) for d, r, w in _NEIGHBOURS)):
-        top, left = stride * (1 + down), stride * (1 + right)
-        window = (..., slice(top, top + height), slice(left, left + width))
+        window = (slice(1 + down, 1 + down + h), slice(1 + right, 1 + right + w))
         windows.append(window)
-        affinities.append(weight * torch.exp(-((padded[window] - images) / edge).square() / 2))
-    total = 1 + torch.stack(affinities).sum(dim=0)
-    shares = [affinity / total for affinity in affinities]
+        likeness = torch.exp(-((padded[window] - planes) / edge).square() / 2)
+        affinities.append(weight * likeness.nan_to_num(0.0))  # beyond the image infinity meets infinity
+    stay = 1 / (1 + torch.stack(affinities).sum(dim=0))
+    shares = [(affinity * stay).contiguous() for affinity in affinities]
     for _ in range(steps):
-        around = F.pad(evidence, (stride,) * 4)
-        evidence = evidence / total
+        around = F.pad(walker, border)
+        walker = walker * stay
         for window, share in zip(windows, shares, strict=True):
-            evidence = torch.addcmul(evidence, share, around[window])
-    return evidence
+            walker = torch.addcmul(walker, share, around[window])
+    back = F.pixel_shuffle(walker.permute(2, 0, 1).reshape(shape), stride)
+    return back[..., :height, :width]
 
 
 def tidy(evidence: Tensor, images: Tensor, care: Care) -> Tensor:
