@@ -8,6 +8,7 @@ overlap with the backward pass, is small at our model sizes.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +46,15 @@ def join(device: str = "auto") -> World:
         return World(device=chosen)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if gpu else "gloo")
+        # A process that ends with the group's threads still running may abort instead of ending.
+        atexit.register(leave)
     return World(dist.get_rank(), dist.get_world_size(), chosen)
+
+
+def leave() -> None:
+    """Leave the other processes, if there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def all_reduce_mean(tensor: Tensor, world: World) -> Tensor:

@@ -85,7 +85,7 @@ def _prepared(
         joined_before = torch.distributed.is_initialized()
         world = distributed.join(config.device)
         if torch.distributed.is_initialized() and not joined_before:
-            stack.callback(torch.distributed.destroy_process_group)
+            stack.callback(distributed.leave)
         if config.threads:
             torch.set_num_threads(config.threads)
         if config.batch_size % world.size:

@@ -1,0 +1,301 @@
+"""Audits of explanations beside `benchmarks/explain.py`.
+
+    python benchmarks/explain_audits.py shortcut --out runs/explain-shortcut
+    python benchmarks/explain_audits.py retrained --run-folder runs/lgg/run0 --store runs/lgg/store --fold 0
+    python benchmarks/explain_audits.py speed --run-folder runs/lgg/run0 --store runs/lgg/store --fold 0
+
+`shortcut`: a classifier learns from films whose consolidations mostly carry a tag in a corner; who points at the tag?
+`retrained`: the randomisation test for maps that do not ask the classifier when they explain: medXGAN+ is trained anew
+for a classifier whose layers were randomised. `speed`: seconds per explanation side by side in one process.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from explain import timed
+from real import with_split
+from rich.console import Console
+from torch import Tensor, nn
+
+from counterscan.bench.explain_classifier import Reading, spaced
+from counterscan.bench.explain_peers import explain_peers
+from counterscan.bench.explain_stability import randomisation_test
+from counterscan.bench.subjects import study_batch
+from counterscan.classify import ClassifyConfig, load_classifier, train_classifier
+from counterscan.counterpart import Query, StudyBatch
+from counterscan.data.phantom.config import PhantomConfig
+from counterscan.data.phantom.dataset import write_phantom
+from counterscan.data.phantom.marks import SHORTCUT_CORNER
+from counterscan.data.prepare import prepare
+from counterscan.data.splits import folds, split_by_patient
+from counterscan.data.store import PreparedStore
+from counterscan.data.table import StudyTable
+from counterscan.files import write_text
+from counterscan.medxgan import MedXGAN
+from counterscan.medxgan.inversion import RefineConfig
+from counterscan.medxgan.published import PublishedMedXGAN
+from counterscan.medxgan.training import MedXGANConfig, fit
+from counterscan.metrics.intervals import mean_interval
+from counterscan.metrics.localisation import pixel_average_precision, pointing_game
+from counterscan.report.tables import Table
+
+
+def facts() -> str:
+    """Command, date and machine."""
+    return (
+        f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} "
+        f"cores, torch {torch.__version__}, {torch.get_num_threads()} thread"
+    )
+
+
+def publish(table: Table, note: str, path: Path) -> None:
+    """Print a table and write it."""
+    write_text(path, f"{note}\n\n{table.to_markdown()}")
+    Console().print(table.to_markdown())
+    Console().print(note)
+
+
+def explainer_config(steps: int, seed: int) -> MedXGANConfig:
+    """The package's defaults."""
+    base = MedXGANConfig()
+    return replace(base, training=replace(base.training, steps=steps, seed=seed, tensorboard=False))
+
+
+@dataclass
+class Shortcut:
+    """A classifier that goes by a planted tag: do explanations show it?"""
+
+    out: Path
+    """Films, runs and the table."""
+    size: int = 64
+    """Working size in pixels."""
+    count: int = 1500
+    """Films."""
+    seeds: int = 2
+    """Seeds of films, classifier and explainer."""
+    steps: int = 600
+    """Steps of medXGAN+."""
+    most: int = 60
+    """Tested films of each seed at most."""
+
+    def run(self) -> None:
+        """All of it."""
+        torch.set_num_threads(1)
+        figures: dict[str, list[Tensor]] = {}
+        patients: list[str] = []
+        removed: list[Tensor] = []
+        for seed in range(self.seeds):
+            patients += self.one(seed, figures, removed)
+        rows = []
+        for name, parts in figures.items():
+            found = torch.cat(parts, dim=1)
+            rows.append([name, *(mean_interval(found[k], patients) for k in range(2))])
+        better = {"Points at the tag": "high", "AP of the tag": "high"}
+        own = next(iter(figures))
+        table = Table("Who shows the shortcut", ("System", *better), rows, better=better, own=own)  # type: ignore[arg-type]
+        gone = mean_interval(torch.cat(removed), patients)
+        note = (
+            f"{facts()}; {self.seeds} seeds; {len(patients)} tested films on which the tag carries the call (painting "
+            f"it over takes the call or 1 logit away); the counterpart takes {gone} of the tag's contrast away."
+        )
+        publish(table, note, self.out / "results.md")
+
+    def one(self, seed: int, figures: dict[str, list[Tensor]], removed: list[Tensor]) -> list[str]:
+        """One seed; adds (2, n) figures by system, returns the films' patients."""
+        store, tags = self.store(seed)
+        folder, finding = self.out / f"seed{seed}", "Consolidation"
+        folder.mkdir(parents=True, exist_ok=True)
+        classify = ClassifyConfig(seed=100 + seed, steps=500, tensorboard=False)
+        classify = replace(classify, augment=replace(classify.augment, flip=0.0, shift=0.0))
+        timed(folder, "classifier", partial(train_classifier, store, folder / "classifier", classify))
+        classifier = load_classifier(folder / "classifier")
+        config = explainer_config(self.steps, seed)
+        timed(folder, "medxgan", partial(fit, store, classifier, folder / "medxgan", config))
+        explainer = MedXGAN.from_pretrained(folder / "medxgan" / "model")
+        reading, box = Reading(classifier, finding), tag_box(store.size)
+        tagged = np.flatnonzero((store.split == "test") & tags)
+        images = store.images(tagged)
+        with_tag, without = reading.margins(images), reading.margins(painted_over(images, box))
+        carried = (with_tag >= 0) & ((without < 0) | (with_tag - without >= 1))
+        chosen = spaced(tagged[carried.numpy()], self.most)
+        names = [f"{seed} {patient}" for patient in store.patients[chosen]]
+        peers = explain_peers(explainer, store, finding, folder=folder)
+        batch, truth = study_batch(store, chosen, names), box.expand(len(chosen), 1, -1, -1)
+        for name, system in peers.systems.items():
+            answers = system.counterparts(batch, Query(finding))
+            maps = torch.stack([a.evidence.detach() for a in answers])
+            found = torch.stack([pointing_game(maps, truth), pixel_average_precision(maps, truth)])
+            figures.setdefault(name, []).append(found)
+            if system is explainer:
+                after = torch.stack([a.counterpart for a in answers if a.counterpart is not None])
+                removed.append(1 - contrast(after, box) / contrast(batch.images, box))
+        return names
+
+    def store(self, seed: int) -> tuple[PreparedStore, np.ndarray]:
+        """Films and which of them carry the tag."""
+        folder = self.out / f"phantom{seed}"
+        table = folder / "split.csv"
+        if not table.exists():
+            config = PhantomConfig(
+                size=self.size, findings=("Consolidation",), prevalence=0.4, shortcut="Consolidation", shortcut_rate=0.9
+            )
+            made = write_phantom(folder, self.count, config, seed, workers=1)
+            split_by_patient(made, {"train": 0.6, "val": 0.1, "test": 0.3}, seed).write(table)
+        prepare(StudyTable.read(table), self.out / f"store{seed}", size=self.size, workers=1)
+        store = PreparedStore.open(self.out / f"store{seed}")
+        return store, store.table.frame["shortcut"].to_numpy().astype(int) == 1
+
+
+def tag_box(size: int) -> Tensor:
+    """(1, 1, size, size) bool: the pixels that the tag touches."""
+    left, top, width, height = (share * size for share in SHORTCUT_CORNER)
+    box = torch.zeros(1, 1, size, size, dtype=torch.bool)
+    box[..., int(top) : int(np.ceil(top + height)), int(left) : int(np.ceil(left + width))] = True
+    return box
+
+
+def _around(box: Tensor) -> Tensor:
+    """The pixels beside the tag."""
+    wide = nn.functional.max_pool2d(box.float(), 5, stride=1, padding=2) > 0
+    return wide & ~box
+
+
+def painted_over(images: Tensor, box: Tensor) -> Tensor:
+    """Images (N, 1, H, W) with the mean of the pixels beside the tag in its place."""
+    beside = (images * _around(box)).sum((1, 2, 3), keepdim=True) / _around(box).sum()
+    return torch.where(box, beside, images)
+
+
+def contrast(images: Tensor, box: Tensor) -> Tensor:
+    """(N,) mean of the tag above the pixels beside it."""
+    return (images * box).sum((1, 2, 3)) / box.sum() - (images * _around(box)).sum((1, 2, 3)) / _around(box).sum()
+
+
+@dataclass
+class Trained:
+    """A run of benchmarks/explain.py."""
+
+    run_folder: Path = tyro.MISSING
+    """Folder of the run, with classifier, medxgan and published."""
+    store: Path = tyro.MISSING
+    """Its prepared store."""
+    fold: int | None = None
+    """The fold that the run tested, where the store is not split itself."""
+    folds: int = 5
+    """Into how many the set was dealt."""
+    finding: str = "Brain Tumor"
+    """What is explained."""
+    images: int = 12
+    """Images looked at."""
+
+    def open(self) -> tuple[PreparedStore, nn.Module, np.ndarray]:
+        """Store, explained classifier, rows of the sample."""
+        torch.set_num_threads(1)
+        store = PreparedStore.open(self.store)
+        if self.fold is not None:
+            store = with_split(store, *folds(store.table, self.folds, 0)[self.fold])
+        classifier = load_classifier(self.run_folder / "classifier")
+        ill = np.flatnonzero((store.split == "test") & (store.labels[:, store.findings.index(self.finding)] == 1))
+        called = Reading(classifier, self.finding).margins(store.images(ill)) >= 0
+        return store, classifier, spaced(ill[called.numpy()], self.images)
+
+
+@dataclass
+class Retrained(Trained):
+    """The randomisation test with the generator trained anew for each randomised classifier."""
+
+    steps: int = 400
+    """Steps of every explainer, the one of the trained classifier included."""
+
+    def run(self) -> None:
+        """All of it."""
+        store, classifier, rows = self.open()
+        networks: list[MedXGAN] = []
+
+        def anew(other: nn.Module) -> MedXGAN:
+            folder = self.run_folder / "retrained" / str(len(networks))
+            networks.append(fit(centred(store, other), other, folder, explainer_config(self.steps, 0)))
+            explainer = networks[-1]
+            explainer.config = replace(explainer.config, evidence="difference")
+            return explainer
+
+        def centred(store: PreparedStore, other: nn.Module) -> PreparedStore:
+            """The store; the classifier's last bias is moved so that it calls half of the training images positive."""
+            x = store.images(np.flatnonzero(store.split == "train"))
+            with torch.no_grad():
+                logits = torch.cat([other(part) for part in x.split(128)])
+                bias = [p for name, p in other.named_parameters() if name.endswith("bias")][-1]
+                bias -= logits.median(dim=0).values
+            return store
+
+        frame = randomisation_test({"difference": anew}, classifier, store, rows, self.finding)
+        patients = [str(p) for p in store.patients[rows]]
+        cells = [mean_interval(torch.tensor(frame[f"mprt_{d}"].to_numpy()), patients) for d in ("top", "half", "all")]
+        table = Table(
+            "Spearman after randomising", ("System", "top", "half", "all"), [["difference, retrained", *cells]]
+        )
+        note = f"{facts()}; {self.steps} steps each; {len(rows)} images."
+        publish(table, note, self.run_folder / "retrained" / "results.md")
+
+
+@dataclass
+class Speed(Trained):
+    """Seconds per explanation on one thread, everybody in turn."""
+
+    published_images: int = 2
+    """Images that the published 5,000-step inversion is asked about."""
+
+    def run(self) -> None:
+        """All of it."""
+        store, _, rows = self.open()
+        explainer = MedXGAN.from_pretrained(self.run_folder / "medxgan" / "model")
+        peers = explain_peers(explainer, store, self.finding, folder=self.run_folder / "evaluation")
+        asked: list[tuple[str, int, Callable[[Tensor], object]]] = []
+        for steps in (0, 50, 200):
+            config = replace(explainer.config, refine=RefineConfig(steps=steps))
+            system = MedXGAN(explainer.networks, explainer.classifier, config=config, limits=explainer.limits)
+            for count in (1, 4, 12) if steps == 50 else (1, 12):
+                asked.append((f"medXGAN+, {steps} steps", count, lambda x, s=system: s.explain(x, self.finding)))
+        for name in ("Grad-CAM", "IG, black", "SmoothGrad", "Occlusion", "RISE", "Wachter", "Latent Shift"):
+            system = peers.systems[name]
+            asked.append((name, 12, lambda x, s=system: s.counterparts(batch_of(x), Query(self.finding))))
+        taken: dict[tuple[str, int], list[float]] = {}
+        for _ in range(3):
+            for name, count, ask in asked:
+                images = store.images(rows[:count])
+                start = time.perf_counter()
+                ask(images)
+                taken.setdefault((name, count), []).append((time.perf_counter() - start) / count)
+        published = self.run_folder / "published" / "model"
+        if published.exists():
+            images = store.images(rows[: self.published_images])
+            inverted = PublishedMedXGAN.from_pretrained(published)
+            start = time.perf_counter()
+            inverted.explain(images, self.finding)
+            taken[inverted.name, len(images)] = [(time.perf_counter() - start) / len(images)]
+        own = float(np.median(taken["medXGAN+, 50 steps", 12]))
+        cells = [[name, n, float(np.median(t)), float(np.median(t)) / own] for (name, n), t in taken.items()]
+        columns = ("System", "Images at once", "Seconds an image", "Ratio to medXGAN+, 50 steps, 12 at once")
+        publish(
+            Table("Time", columns, cells, digits=3), f"{facts()}; medians of 3 rounds.", self.run_folder / "speed.md"
+        )
+
+
+def batch_of(images: Tensor) -> StudyBatch:
+    """Images as a batch of unknown patients."""
+    return StudyBatch(images)
+
+
+if __name__ == "__main__":
+    tyro.cli(Shortcut | Retrained | Speed).run()  # type: ignore[arg-type]
