@@ -21,6 +21,8 @@ from counterscan.metrics.faithfulness import at_least_one, seeded
 from counterscan.metrics.intervals import Interval, percentile_interval
 
 _ROWS_AT_ONCE = 512
+_NUMBERS_AT_ONCE = 2**24  # of a table of distances, so that memory does not grow with the sets
+_SPARE = 8  # neighbours that are looked at more closely than asked for, should rounding have changed their order
 
 
 class InDomainFeatures(nn.Module):
@@ -142,7 +144,7 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _kernel_sum(x: Tensor, y: Tensor) -> Tensor:
-    return torch.stack([_kernel(rows, y).sum() for rows in x.split(_ROWS_AT_ONCE)]).sum()
+    return torch.stack([_kernel(rows, y).sum() for rows in x.split(_rows_at_once(len(y)))]).sum()
 
 
 def _mmd2(x: Tensor, y: Tensor) -> Tensor:
@@ -211,8 +213,8 @@ def precision_recall_density_coverage(real: Tensor, fake: Tensor, k: int = 5) ->
     real, fake = _checked(real, fake, at_least=k + 1)
     reach_real, reach_fake = (nearest_neighbours(x, x, k + 1).distances[:, k] for x in (real, fake))
     precision, density = fake.new_zeros(len(fake)), fake.new_zeros(len(fake))
-    recall, coverage = [], []
-    for rows, reach in zip(real.split(_ROWS_AT_ONCE), reach_real.split(_ROWS_AT_ONCE), strict=True):
+    recall, coverage, count = [], [], _rows_at_once(len(fake))
+    for rows, reach in zip(real.split(count), reach_real.split(count), strict=True):
         distance = _distances(rows, fake)
         held = distance <= reach[:, None]
         precision = torch.maximum(precision, held.any(0).double())
@@ -253,13 +255,27 @@ def nearest_neighbours(query: Tensor, reference: Tensor, k: int = 1) -> Neighbou
     query, reference = _checked(query.flatten(1), reference.flatten(1), at_least=1, names=("query", "reference"))
     if k > len(reference):
         raise InputError(f"{k} neighbours of {len(reference)} references", field="k", remedy="Choose a smaller k")
-    found = [_distances(rows, reference).topk(k, largest=False) for rows in query.split(_ROWS_AT_ONCE)]
-    return Neighbours(torch.cat([f.values for f in found]), torch.cat([f.indices for f in found]))
+    seen, distances, indices = min(k + _SPARE, len(reference)), [], []
+    centre = reference.mean(0)  # products of features far from the origin would lose digits
+    around = reference - centre
+    lengths = around.square().sum(1)
+    for rows in query.split(_rows_at_once(max(len(reference), seen * reference.shape[1]))):
+        # The product form is fast but leaves 1e-8 between equal rows, where a copy must show as 0.
+        near = torch.addmm(lengths, rows - centre, around.T, alpha=-2).topk(seen, largest=False).indices
+        exact = _distances(rows[:, None], reference[near])[:, 0]  # as elsewhere to the last digit: boundaries count
+        found = exact.topk(k, largest=False)
+        distances.append(found.values)
+        indices.append(near.gather(1, found.indices))
+    return Neighbours(torch.cat(distances), torch.cat(indices))
+
+
+def _rows_at_once(numbers: int) -> int:
+    """How many rows of so many numbers each are held at a time."""
+    return max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // max(numbers, 1)))
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
-    # The product form is faster but leaves 1e-8 between equal rows, where a copy must show as 0.
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")  # the other mode is not exact
 
 
 def _checked(
