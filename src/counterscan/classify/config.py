@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from counterscan.data.augment import AugmentConfig
 from counterscan.errors import InputError
@@ -11,6 +11,7 @@ from counterscan.nets.cnn import ClassifierConfig
 from counterscan.training import TrainConfig
 from counterscan.training.config import plain
 
+TrainingPolicy = Literal["zeros", "ones", "ignore", "chexpert", "soft"]
 # What changes the machine or the display, not what is learned.
 _LOOP = ("steps", "batch_size", "seed", "threads", "device", "precision", "tensorboard")
 
@@ -23,7 +24,9 @@ class ClassifyConfig:
         model: the network.
         augment: random views; ``AugmentConfig.strong()`` for the large networks.
         findings: label columns to learn, by any name they are known by; all when empty.
-        policy: what an uncertain label (-1) is while training (Irvin et al. 2019). It is never evaluated on.
+        policy: what an uncertain label (-1) is while training (Irvin et al. 2019): "zeros", "ones", "ignore";
+            "chexpert", ones for Edema and Atelectasis and zeros for the rest, as is usual there; or "soft", each a
+            number drawn once from .3 to .7, with the run's seed. It is never evaluated on.
         blank: what an unmentioned finding is: absent, as CheXpert's own baselines have it, or not asked.
         label_smoothing: targets are this far from 0 and 1, halved: 0.1 trains towards .05 and .95.
         rate: AdamW's peak learning rate.
@@ -47,7 +50,7 @@ class ClassifyConfig:
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     findings: tuple[str, ...] = ()
-    policy: Literal["zeros", "ones", "ignore"] = "zeros"
+    policy: TrainingPolicy = "zeros"
     blank: Literal["zero", "ignore"] = "zero"
     label_smoothing: float = 0.1
     rate: float = 3e-3
@@ -64,8 +67,8 @@ class ClassifyConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "findings", tuple(self.findings))
-        if self.policy not in ("zeros", "ones", "ignore"):
-            raise InputError(f"{self.policy!r} must be zeros, ones or ignore", field="policy")
+        if self.policy not in get_args(TrainingPolicy):
+            raise InputError(f"{self.policy!r} must be one of {', '.join(get_args(TrainingPolicy))}", field="policy")
         if self.blank not in ("zero", "ignore"):
             raise InputError(f"{self.blank!r} must be zero or ignore", field="blank")
         for name in ("label_smoothing", "warmup"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -13,17 +14,27 @@ import yaml
 from counterscan import __version__
 from counterscan.classify.calibration import Calibration, calibrate
 from counterscan.classify.card import model_card
-from counterscan.classify.config import ClassifyConfig
+from counterscan.classify.config import ClassifyConfig, TrainingPolicy
 from counterscan.classify.task import ClassifierTask, LabelledRows, predict_logits
 from counterscan.data.findings import canonical_name
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.files import read_json, write_json, write_text
 from counterscan.nets.cnn import Classifier, ClassifierConfig
-from counterscan.training import BalancedSampler, find_checkpoint, finding_groups, load_weights, seed_everything, train
+from counterscan.training import (
+    BalancedSampler,
+    TrainResult,
+    find_checkpoint,
+    finding_groups,
+    load_weights,
+    seed_everything,
+    train,
+)
 from counterscan.training.checkpoint import write_checkpoint
 from counterscan.training.config import plain
 
+# Findings whose doubtful labels the policy "chexpert" takes for present, and the range that "soft" draws from.
+_CHEXPERT_ONES, _SOFT = ("Edema", "Atelectasis"), (0.3, 0.7)
 _WEIGHTS, _CALIBRATION = "model.safetensors", "calibration.json"
 
 
@@ -42,24 +53,63 @@ def train_classifier(store: PreparedStore, folder: str | Path, config: ClassifyC
         InputError: no training rows, an unknown finding, or a finding that all training rows have or lack.
     """
     config = config or ClassifyConfig()
-    findings = tuple(map(canonical_name, config.findings)) or store.findings
-    rows, held = (_rows(store, split, findings, config) for split in ("train", "val"))
-    _check_classes(rows, findings)
+    findings, rows, held = learning_rows(store, config)
     groups, _ = finding_groups(rows.targets)
     sampler = BalancedSampler(groups, config.batch_size, config.seed)
     seed_everything(config.seed)
     task = ClassifierTask(Classifier(config.model, findings), config, held)
-    recipe = store.recipe.to_dict() if store.recipe is not None else None
-    data = {"size": store.size, "content": store.content, "recipe": recipe, "blank": config.blank}
-    settings = {**config.system(), "findings": list(findings), "data": data}
+    settings = {**config.system(), "findings": list(findings), "data": describe_data(store, config)}
     result = train(task, rows, config.training(), folder, sampler=sampler, settings=settings)
+    return conclude(task, folder, config, len(rows), result)
+
+
+def learning_rows(
+    store: PreparedStore, config: ClassifyConfig
+) -> tuple[tuple[str, ...], LabelledRows, LabelledRows | None]:
+    """Findings to learn, training rows, and validation rows (None when there are none).
+
+    Raises:
+        InputError: no training rows, an unknown finding, or a finding that all training rows have or lack.
+    """
+    findings = tuple(map(canonical_name, config.findings)) or store.findings
+    rows, held = (_rows(store, split, findings, config) for split in ("train", "val"))
+    _check_classes(rows, findings)
+    return findings, rows, held if len(held) else None
+
+
+def describe_data(store: PreparedStore, config: ClassifyConfig) -> dict[str, Any]:
+    """What a run's config.yaml says of its images; becomes ``Classifier.trained_on``."""
+    recipe = store.recipe.to_dict() if store.recipe is not None else None
+    return {"size": store.size, "content": store.content, "recipe": recipe, "blank": config.blank}
+
+
+def conclude(
+    task: ClassifierTask,
+    folder: str | Path,
+    config: ClassifyConfig,
+    trained: int,
+    result: TrainResult,
+    notes: Sequence[str] = (),
+) -> Classifier:
+    """Load what a run chose, calibrate it on the task's validation rows, write calibration.json and README.md.
+
+    Args:
+        task: as it was trained.
+        folder: its run folder.
+        config: for the model card.
+        trained: number of training images.
+        result: of the loop.
+        notes: further lines of the model card.
+    """
     classifier = load_classifier(folder, device=str(next(task.modules["classifier"].parameters()).device))
-    if len(held):
-        logits, targets = predict_logits(classifier, held.store), torch.from_numpy(held.targets)
+    if task.validation is not None:
+        logits, targets = predict_logits(classifier, task.validation.store), torch.from_numpy(task.validation.targets)
         _apply(classifier, calibrate(logits, targets, classifier.digest))
     if int(os.environ.get("RANK", 0)) == 0:
         write_json(Path(folder) / _CALIBRATION, _calibration(classifier).to_dict())
-        write_text(Path(folder) / "README.md", model_card(classifier, config, len(rows), len(held), result.metrics))
+        held = len(task.validation) if task.validation is not None else 0
+        card = model_card(classifier, config, trained, held, result.metrics)
+        write_text(Path(folder) / "README.md", card + "".join(f"\n{line}\n" for line in notes))
     return classifier
 
 
@@ -125,7 +175,19 @@ def _rows(store: PreparedStore, split: str, findings: tuple[str, ...], config: C
     columns = [store.findings.index(name) for name in findings]
     part = store.subset(store.split == split)
     policy = config.policy if split == "train" else "ignore"
-    return LabelledRows(part, np.ascontiguousarray(part.table.targets(policy, config.blank)[:, columns]))
+    return LabelledRows(part, np.ascontiguousarray(_targets(part, policy, config)[:, columns]))
+
+
+def _targets(part: PreparedStore, policy: TrainingPolicy, config: ClassifyConfig) -> np.ndarray:
+    """(N, C) float32 in [0, 1] or NaN, columns as in ``part.findings``."""
+    if policy == "zeros" or policy == "ones" or policy == "ignore":
+        return part.table.targets(policy, config.blank)
+    doubtful = part.labels == -1
+    if policy == "soft":
+        drawn = np.random.default_rng(config.seed).uniform(*_SOFT, doubtful.shape).astype(np.float32)
+        return np.where(doubtful, drawn, part.table.targets("zeros", config.blank))
+    ones = np.isin(part.findings, _CHEXPERT_ONES)
+    return np.where(ones, part.table.targets("ones", config.blank), part.table.targets("zeros", config.blank))
 
 
 def _check_classes(rows: LabelledRows, findings: tuple[str, ...]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, make_dataclass, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from counterscan.data.store import PreparedStore
 
 _SOURCE = "A folder made by `counterscan data prepare`, or a study table (CSV, Parquet), which is then prepared first."
+
+_OBJECTIVE = (
+    "bce: cross-entropy. auc: cross-entropy, then the AUC-margin loss with PESG from those weights; see --auc-steps, "
+    "--auc-rate and the flags after them."
+)
 
 
 def open_or_prepare(
@@ -48,8 +53,9 @@ def open_or_prepare(
 
 
 def _train_command() -> type:
-    """Its flags are the fields of ClassifyConfig, which takes torch to import."""
+    """Its flags are the fields of ClassifyConfig and AUCConfig, which take torch to import."""
     from counterscan.classify import ClassifyConfig
+    from counterscan.classify.deepauc import AUCConfig
 
     options: list[tuple[str, Any] | tuple[str, Any, Any]] = [
         ("source", Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help=_SOURCE, metavar="STORE")]),
@@ -57,19 +63,29 @@ def _train_command() -> type:
         ("size", Annotated[int | None, tyro.conf.arg(help="Side in pixels to prepare a table at.")], None),
         ("workers", Annotated[int, tyro.conf.arg(help="Decoding processes when a table is prepared.")], 2),
         ("strong", Annotated[bool, tyro.conf.arg(help="Strong views, for large networks (keeps --flip).")], False),
+        ("objective", Annotated[Literal["bce", "auc"], tyro.conf.arg(help=_OBJECTIVE)], "bce"),
         ("config", ClassifyConfig, field(default_factory=ClassifyConfig)),
+        ("auc", AUCConfig, field(default_factory=AUCConfig)),
     ]
 
     def run(self: Any) -> None:
         from counterscan.classify import train_classifier
+        from counterscan.classify.deepauc import DeepAUCConfig, fit
         from counterscan.cli.tables import say
         from counterscan.data.augment import AugmentConfig
 
         config = self.config
+        if self.objective == "bce" and self.auc != AUCConfig():
+            changed = [f.name for f in fields(self.auc) if getattr(self.auc, f.name) != getattr(AUCConfig(), f.name)]
+            option = "--" + changed[0].replace("_", "-")
+            raise InputError("is of no use with --objective bce", field=option, remedy="Say --objective auc as well")
         if self.strong:
             config = replace(config, augment=AugmentConfig.strong(flip=config.augment.flip))
         store = open_or_prepare(self.source, self.out / "store", self.size, self.workers)
-        classifier = train_classifier(store, self.out, config)
+        if self.objective == "auc":
+            classifier = fit(store, self.out, DeepAUCConfig(config, self.auc))
+        else:
+            classifier = train_classifier(store, self.out, config)
         say(f"{self.out}: {', '.join(classifier.findings)}; checkpoint {classifier.digest[:12]}")
 
     made = make_dataclass("Train", options, namespace={"run": run})
