@@ -1,0 +1,321 @@
+"""Is steering real? Findings, sides and degrees asked for in words, judged by classifiers that never saw the CLIP.
+
+    python benchmarks/steering.py --gan runs/gan --clip runs/clip/runs/rules-v2-soft-sides-500-0 --store runs/store \\
+        --out runs/steering
+
+On a phantom whose table says side and severity of every finding (``counterscan data phantom``). The gate's verifier and
+the judge are trained on the store's training images with other seeds and widths; the judge also learns sides and
+severity from the attributes. Bodies are new samples without the finding. Written: ``steering.md``, ``steering.json``,
+one picture per finding and method, rows of strengths.
+
+Success: share of edits that the judge calls positive, of bodies that it calls negative. Off-target: mean |change| of
+the other findings' probabilities. Accepted: share that the gate lets through. Failed rejected: share of the edits
+without success that the gate stops. Accepted true: share of those it lets through that the judge calls positive.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import tyro
+from torch import Tensor
+
+from counterscan.classify import ClassifyConfig, load_classifier, predict_logits, train_classifier
+from counterscan.cli.steer import zero_shot_of
+from counterscan.data.augment import AugmentConfig
+from counterscan.data.store import PreparedStore
+from counterscan.data.table import StudyTable
+from counterscan.errors import InputError
+from counterscan.files import atomic_write, write_json, write_text
+from counterscan.metrics.classification import roc_auc
+from counterscan.nets.cnn import Classifier, ClassifierConfig
+from counterscan.report.pictures import png
+from counterscan.tbsmgan import StyleGAN
+from counterscan.tbsmgan.acceptance import choose_strength
+from counterscan.tbsmgan.edits import Edited, Editor, Origin, Prompt, RandomDirection
+from counterscan.tbsmgan.gate import Gate
+from counterscan.tbsmgan.steering import Method, Steering
+from counterscan.tbsmgan.synthesis import Sampled
+from counterscan.text.clip import load_clip
+from counterscan.training import image_grid
+
+SIDED = ("Pleural Effusion", "Pneumothorax", "Consolidation", "Atelectasis", "Lung Lesion")
+SEVERE = 0.6  # severity from which the judge calls a finding severe
+
+
+@dataclass
+class SteeringBenchmark:
+    """See the module's text."""
+
+    gan: Path
+    """A generator: run or model folder."""
+    clip: Path
+    """A text-image model's folder."""
+    store: Path
+    """The phantom store that both were trained on."""
+    out: Path
+    """Folder for classifiers, tables and pictures."""
+    findings: tuple[str, ...] = ()
+    """Which findings; default: all, with those marked that were not learnt."""
+    methods: tuple[Method, ...] = ("style", "learned", "per-image", "label-swap")
+    """Which methods, beside random directions as long as the style and the learned ones."""
+    strengths: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0)
+    """Of directions, in standard deviations; label swap: parts of the whole swap."""
+    count: int = 200
+    """Bodies for each finding and method."""
+    slow: int = 16
+    """Bodies for the optimisation of single images."""
+    psi: float = 0.7
+    """Truncation of the bodies."""
+    steps: int = 600
+    """Length of the classifiers' training."""
+    threads: int = 1
+    """CPU threads."""
+    rows: list[dict[str, Any]] = field(default_factory=list, init=False)
+
+    def run(self) -> None:
+        """Train, edit, judge, print, write."""
+        torch.set_num_threads(self.threads)
+        self.out.mkdir(parents=True, exist_ok=True)
+        store, self._gan = PreparedStore.open(self.store), StyleGAN.from_pretrained(self.gan)
+        self._judge, aucs = self._train_judge(store)
+        self._gate = Gate.calibrate([self._train(store, "verifier", 0, (16, 32, 64, 96))], store)
+        model, cache = load_clip(self.clip), self.out / "cache"
+        start = time.perf_counter()
+        known = zero_shot_of(self.clip, model, store, cache)
+        self._steering = Steering(self._gan, model, zero_shot=known, cache=cache)
+        self._steering.editor("style")
+        measuring = time.perf_counter() - start
+        for finding in self.findings or self._gan.findings:
+            self._finding(finding)
+        sides = [row for finding in self.findings or SIDED if finding in SIDED for row in self._sides(finding)]
+        degrees = [self._degree(finding) for finding in self.findings or self._gan.findings]
+        self._write(aucs, known, sides, degrees, {"measuring channels, s": measuring, **self._speed()})
+
+    def _train(
+        self, store: PreparedStore, name: str, seed: int, widths: tuple[int, ...], findings: Sequence[str] = ()
+    ) -> Classifier:
+        folder = self.out / name
+        if not (folder / "calibration.json").is_file():
+            config = ClassifyConfig(
+                ClassifierConfig(widths=widths),
+                AugmentConfig(flip=0.0),
+                findings=tuple(findings),
+                steps=self.steps,
+                seed=seed,
+                tensorboard=False,
+            )
+            train_classifier(store, folder, config)
+        return load_classifier(folder)
+
+    def _train_judge(self, store: PreparedStore) -> tuple[Classifier, dict[str, float]]:
+        """A classifier of findings, their sides and whether they are severe; and its AUC on test patients."""
+        wide = with_attributes(store)
+        judge = self._train(wide, "judge", 100, (24, 48, 96))
+        test = wide.subset(wide.split == "test")
+        areas = roc_auc(predict_logits(judge, test), torch.from_numpy(test.labels))
+        return judge, dict(zip(judge.findings, areas.tolist(), strict=True))
+
+    def _judged(self, images: Tensor) -> Tensor:
+        """(N, C) probabilities of the judge."""
+        with torch.no_grad():
+            return torch.cat([self._judge.probabilities(self._judge(part)) for part in images.split(64)])
+
+    def _bodies(self, finding: str, count: int) -> Origin:
+        """Samples without the finding."""
+        return Sampled(self._gan, self.psi, 7)(finding, 1, 0, count).origin
+
+    def _finding(self, finding: str) -> None:
+        arms: list[tuple[str, Editor, Sequence[float], int]] = []
+        for method in self.methods:
+            if method == "label-swap" and finding not in self._gan.findings:
+                continue
+            editor = self._steering.editor(method)
+            prompt = self._steering.prompt(finding, method=method, force=True)
+            strengths: Sequence[float] = self.strengths
+            if method == "label-swap":
+                strengths = [part * editor.usual(prompt) for part in (0.5, 1.0, 1.5)]
+            if method == "per-image":
+                strengths = [s for s in self.strengths if s in (2.0, 4.0)] or self.strengths[-1:]
+            arms.append((method, editor, strengths, self.slow if method == "per-image" else self.count))
+            if method in ("style", "learned"):
+                arms.append((f"random, as {method}", RandomDirection(editor), self.strengths, self.count))
+        for name, editor, strengths, count in arms:
+            prompt, bodies = self._steering.prompt(finding, force=True), self._bodies(finding, count)
+            frames = []
+            for strength in strengths:
+                edited = editor.edit(bodies, prompt, strength)
+                self.rows.append({"finding": finding, "method": name, **self._figures(edited, prompt)})
+                print(_line(self.rows[-1]), flush=True)
+                frames.append(edited.after[:8])
+            picture = image_grid(torch.stack([edited.before[:8], *frames]))
+            with atomic_write(self.out / "pictures" / f"{finding} {name}.png".replace(" ", "_")) as handle:
+                handle.write(png(picture, {"Synthetic": "true"}))
+
+    def _figures(self, edited: Edited, prompt: Prompt) -> dict[str, Any]:
+        before, after = self._judged(edited.before), self._judged(edited.after)
+        at = self._judge.findings.index(prompt.finding)
+        others = [k for k, n in enumerate(self._judge.findings) if n in self._gan.findings and k != at]
+        could = before[:, at] < 0.5
+        success = (after[:, at] >= 0.5) & could
+        verdict = self._gate.judge(edited.before, edited.after, prompt.finding)
+        failed = could & ~success
+        return {
+            "strength": edited.strength,
+            "success": _share(success, could),
+            "p": float(after[:, at].mean()),
+            "off-target": float((after - before)[:, others].abs().mean()),
+            "accepted": float(verdict.accepted.double().mean()),
+            "failed rejected": _share(failed & ~verdict.accepted, failed),
+            "accepted true": _share(success & verdict.accepted, verdict.accepted & could),
+            "n": int(could.sum()),
+            **{f"passes {n}": float(x) for n, x in zip(_criteria(), verdict.passed.double().mean(0), strict=True)},
+        }
+
+    def _sides(self, finding: str) -> list[dict[str, Any]]:
+        """Left and right, in words: on which side does the judge see the finding?"""
+        rows = []
+        for method in ("style", "learned"):
+            editor = self._steering.editor(method)
+            for side, other in (("left", "right"), ("right", "left")):
+                prompt = self._steering.prompt(f"{side} {finding.lower()}", force=True)
+                bodies = self._bodies(finding, self.count)
+                chosen = choose_strength(editor, prompt, self._gate, bodies.take(slice(0, 48)), self.strengths)
+                after = self._judged(editor.edit(bodies, prompt, chosen.strength).after)
+                own, mirrored, there = (
+                    after[:, self._judge.findings.index(name)]
+                    for name in (f"{finding} {side}", f"{finding} {other}", finding)
+                )
+                rows.append(
+                    {
+                        "finding": finding,
+                        "method": method,
+                        "asked": side,
+                        "strength": chosen.strength,
+                        "finding there": float((there >= 0.5).double().mean()),
+                        "on that side": float((own > mirrored).double().mean()),
+                        "there and on that side alone": float(((own >= 0.5) & (mirrored < 0.5)).double().mean()),
+                    }
+                )
+        return rows
+
+    def _degree(self, finding: str) -> dict[str, Any]:
+        """Stronger with strength; and more severe when the text says so."""
+        row: dict[str, Any] = {"finding": finding}
+        bodies, at = self._bodies(finding, self.count), self._judge.findings.index(finding)
+        for method in ("style", "learned"):
+            editor, plain = self._steering.editor(method), self._steering.prompt(finding, force=True)
+            seen = torch.stack([self._judged(editor.edit(bodies, plain, s).after)[:, at] for s in (0.5, 1, 2, 3, 4)])
+            row[f"{method}: p rises with strength"] = float((seen[1:] >= seen[:-1] - 1e-3).double().mean())
+            severe = self._judge.findings.index(f"{finding} severe")
+            told = {}
+            for word in ("mild", "severe"):
+                prompt = self._steering.prompt(f"{word} {finding.lower()}", force=True)
+                told[word] = float(self._judged(editor.edit(bodies, prompt, 3.0).after)[:, severe].mean())
+            row[f"{method}: P(severe), mild / severe asked"] = f"{told['mild']:.2f} / {told['severe']:.2f}"
+        return row
+
+    def _speed(self) -> dict[str, float]:
+        """Seconds of a new prompt on a cached generator, and of 1,000 edited images, judged or not."""
+        fresh = Steering(self._gan, self._steering.model, zero_shot=self._steering.zero_shot, cache=self.out / "cache")
+        fresh.prompt("Edema", force=True)  # rules for reports are read once per process
+        bodies = self._bodies(self._gan.findings[0], 1000)
+        start = time.perf_counter()
+        prompt = fresh.prompt("moderate bilateral pulmonary edema", force=True)
+        editor = fresh.editor("style")
+        editor.move(bodies, prompt)
+        new = time.perf_counter() - start
+        start = time.perf_counter()
+        edited = editor.edit(bodies, prompt, 3.0)
+        editing = time.perf_counter() - start
+        self._gate.judge(edited.before, edited.after, prompt.finding)
+        whole = time.perf_counter() - start
+        return {"new prompt, s": new, "1,000 edits, s": editing, "1,000 edits with the gate, s": whole}
+
+    def _write(
+        self,
+        aucs: dict[str, float],
+        known: Any,
+        sides: list[dict[str, Any]],
+        degrees: list[dict[str, Any]],
+        seconds: dict[str, float],
+    ) -> None:
+        models = [
+            {
+                "finding": name,
+                "learnt": self._gan.learned.get(name, False),
+                "consistency AUC": self._gan.figures.get(f"consistency/{name}", math.nan),
+                "zero-shot AUC": known.auc.get(name, math.nan) if known is not None else math.nan,
+                "judge's AUC": aucs[name],
+                "judge's AUC of the side": aucs.get(f"{name} left", math.nan),
+            }
+            for name in self._gan.findings
+        ]
+        parts = {"Models": models, "Findings": self.rows, "Sides": sides, "Degrees": degrees, "Seconds": [seconds]}
+        text = "\n\n".join(f"## {title}\n\n{_table(rows)}" for title, rows in parts.items() if rows)
+        print("\n" + text)
+        write_text(self.out / "steering.md", text + "\n")
+        limits = {"gate": vars(self._gate.limits)}
+        write_json(self.out / "steering.json", {k.lower(): v for k, v in parts.items()} | limits)
+
+
+def with_attributes(store: PreparedStore) -> PreparedStore:
+    """The store with a column for each side of a finding, and for whether it is severe.
+
+    Raises:
+        InputError: the table has no attributes; it is no phantom's.
+    """
+    frame = store.table.frame
+    if "attributes" not in frame:
+        raise InputError("the table has no attributes", field="store", remedy="Give a store of the phantom")
+    cases = [{case["finding"]: case for case in json.loads(value)} for value in frame["attributes"]]
+    columns: dict[str, Any] = {}
+    for finding in store.findings:
+        for side in ("left", "right") if finding in SIDED else ():
+            columns[f"{finding} {side}"] = [float(c.get(finding, {}).get("side") in (side, "bilateral")) for c in cases]
+        columns[f"{finding} severe"] = [float(c.get(finding, {}).get("severity", 0.0) >= SEVERE) for c in cases]
+    wide = frame.drop(columns=["mask_kind"]).assign(**columns)
+    table = StudyTable.from_frame(wide, store.table.root, findings=[*store.findings, *columns])
+    pixels = np.concatenate(
+        [
+            (store.images(slice(at, at + 256))[:, 0].numpy() * 127.5 + 127.5).round().astype(np.uint8)
+            for at in range(0, len(store), 256)
+        ]
+    )
+    return PreparedStore.from_arrays(pixels, table)
+
+
+def _criteria() -> tuple[str, ...]:
+    from counterscan.tbsmgan.gate import CRITERIA
+
+    return CRITERIA
+
+
+def _share(these: Tensor, of: Tensor) -> float:
+    return float(these.sum() / of.sum()) if bool(of.any()) else math.nan
+
+
+def _line(row: dict[str, Any]) -> str:
+    figures = " ".join(f"{k} {v:.2f}" for k, v in row.items() if isinstance(v, float))
+    return f"{row['finding']}, {row['method']}: {figures}"
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    frame = pd.DataFrame(rows)
+    shown = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in frame.to_numpy().tolist()]
+    lines = [" | ".join(frame.columns), " | ".join("---" for _ in frame.columns), *(" | ".join(row) for row in shown)]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+if __name__ == "__main__":
+    tyro.cli(SteeringBenchmark).run()

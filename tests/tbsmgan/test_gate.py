@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from counterscan.errors import InputError
+from counterscan.tbsmgan.acceptance import Tally, choose_strength
+from counterscan.tbsmgan.edits import LabelSwap, Origin, StyleConfig, StyleDirections, measure
+from counterscan.tbsmgan.gate import CRITERIA, Gate, GateConfig, Judgement, Limits
+from tests.tbsmgan.linear import BANK, BlockVerifier, LinearText, linear_gan, painted, store, texts
+from tests.tbsmgan.test_edits import EDEMA
+
+HEALTHY = torch.tensor([[0.0, 0.0, 0.05, -0.05]])
+
+
+@pytest.fixture(scope="module")
+def gate() -> Gate:
+    """With limits under which an edit of one block is within reach."""
+    made = Gate.calibrate([BlockVerifier()], store())  # type: ignore[list-item]
+    made.limits = replace(made.limits, shape=0.9, change=0.2)
+    return made
+
+
+def judged(gate: Gate, after: Tensor, before: Tensor = HEALTHY, finding: str = "Edema", **options: object) -> Judgement:
+    return gate.judge(painted(before), painted(after), finding, **options)  # type: ignore[arg-type]
+
+
+def failed(judgement: Judgement) -> set[str]:
+    return {name for name, ok in zip(CRITERIA, judgement.passed[0].tolist(), strict=True) if not ok}
+
+
+def test_a_good_edit_passes_all_five(gate: Gate) -> None:
+    found = judged(gate, HEALTHY + torch.tensor([[0.4, 0, 0, 0]]))
+    assert failed(found) == set()
+    assert bool(found.accepted[0])
+    assert float(found.before[0]) < 0.01
+    assert float(found.after[0]) > 0.99
+    assert found.probabilities.shape == (1, 2)
+    assert float(found.change[0]) == pytest.approx(0.1, abs=1e-6)
+
+
+def test_each_criterion_rejects_by_itself(gate: Gate) -> None:
+    edit = HEALTHY + torch.tensor([[0.4, 0, 0, 0]])
+    assert failed(judged(gate, HEALTHY + torch.tensor([[0.1, 0, 0, 0]]))) == {"target"}
+    assert failed(judged(gate, edit + torch.tensor([[0, 0.3, 0, 0]]))) == {"off-target"}
+    assert failed(judged(gate, edit, HEALTHY - torch.tensor([[0, 0, 0.3, 0.3]]))) == {"identity"}
+    assert "realism" in failed(judged(gate, HEALTHY + torch.tensor([[0.4, 0, 0, 0.9]])))
+    copied = gate.reference["thumbnails"].clone()
+    near = painted(edit)
+    from counterscan.metrics.memorisation import thumbnails
+
+    gate.reference["thumbnails"] = torch.cat([copied, thumbnails(near)])
+    try:
+        assert failed(judged(gate, edit)) == {"new"}
+        own = torch.tensor([len(copied)])
+        assert failed(judged(gate, edit, own=own)) == set()  # an edit may be like its own source
+        assert failed(judged(gate, edit, own=torch.tensor([-1]))) == {"new"}
+    finally:
+        gate.reference["thumbnails"] = copied
+
+
+def test_signs_crossing_and_gain() -> None:
+    gate = Gate([BlockVerifier()], Limits(2, 2, 1e9, -1, ""), _reference())  # type: ignore[list-item]
+
+    def at(p: float) -> Tensor:
+        return torch.tensor([[0.2 + float(torch.logit(torch.tensor(p))) / 50, 0.0, 0, 0]])
+
+    def passes(start: float, end: float, sign: int) -> bool:
+        return bool(judged(gate, at(end), at(start), sign=sign).passed[0, 0])
+
+    assert passes(0.45, 0.55, 1)
+    assert passes(0.1, 0.45, 1)
+    assert not passes(0.1, 0.35, 1)
+    assert not passes(0.55, 0.45, 1)
+    assert passes(0.55, 0.45, -1)
+    assert passes(0.95, 0.6, -1)
+    assert not passes(0.45, 0.2, -1)
+    assert not passes(0.2, 0.9, -1)
+
+
+def test_findings_that_were_asked_for_too_may_change(gate: Gate) -> None:
+    edit = HEALTHY + torch.tensor([[0.4, 0.3, 0, 0]])
+    assert "off-target" in failed(judged(gate, edit))
+    assert "off-target" not in failed(judged(gate, edit, also=("effusion",)))
+
+
+def test_limits_come_from_real_images() -> None:
+    alone = Gate.calibrate([BlockVerifier()], store())  # type: ignore[list-item]
+    twice = Gate.calibrate([BlockVerifier()], store(images_per_patient=2))  # type: ignore[list-item]
+    assert alone.limits.variation == "images of two patients"
+    assert twice.limits.variation == "images of one patient"
+    assert alone.limits.change < twice.limits.change  # images of one patient have other findings here
+    held = store().subset(store().split == "val")
+    features = held.images()
+    share = float((alone.distance(features) <= alone.limits.realism).double().mean())
+    assert 0.97 < share < 1.0
+    assert alone.reference["thumbnails"].shape == (int((store().split == "train").sum()), 64)
+
+
+def test_calibration_refuses_what_it_cannot_judge_by() -> None:
+    with pytest.raises(InputError, match="none is given"):
+        Gate.calibrate([], store())
+    with pytest.raises(InputError, match="text-image model cannot judge"):
+        Gate.calibrate([LinearText()], store())  # type: ignore[list-item]
+    with pytest.raises(InputError, match="no calibrated probabilities"):
+        Gate.calibrate([torch.nn.Identity()], store())  # type: ignore[list-item]
+    other = BlockVerifier()
+    other.findings = ("Edema",)  # type: ignore[assignment]
+    with pytest.raises(InputError, match="different findings"):
+        Gate.calibrate([BlockVerifier(), other], store())  # type: ignore[list-item]
+    foreign, known = BlockVerifier(), store()
+    foreign.trained_on, known.content = {"content": "a"}, "b"
+    with pytest.raises(InputError, match="another store"):
+        Gate.calibrate([foreign], known)  # type: ignore[list-item]
+    with pytest.raises(InputError, match="validation patients"):
+        Gate.calibrate([BlockVerifier()], store(40))  # type: ignore[list-item]
+    with pytest.raises(InputError, match="off"):
+        GateConfig(off=0.0)
+
+
+def test_verifiers_are_averaged() -> None:
+    blind = BlockVerifier()
+    blind.slope.data.zero_()
+    gate = Gate([BlockVerifier(), blind], Limits(2, 2, 1e9, -1, ""), _reference())  # type: ignore[list-item]
+    found = judged(gate, HEALTHY + torch.tensor([[0.4, 0, 0, 0]]))
+    assert float(found.after[0]) == pytest.approx(0.75, abs=1e-3)
+
+
+def test_bad_pairs_are_refused(gate: Gate) -> None:
+    with pytest.raises(InputError, match="do not know 'Fracture'"):
+        judged(gate, HEALTHY, finding="Fracture")
+    with pytest.raises(InputError, match="no pairs"):
+        gate.judge(painted(HEALTHY), painted(HEALTHY.repeat(2, 1)), "Edema")
+
+
+def test_a_gate_is_saved_for_its_verifiers(gate: Gate, tmp_path: Path) -> None:
+    gate.save(tmp_path)
+    again = Gate.load(tmp_path, gate.verifiers)
+    assert again.limits == gate.limits
+    assert again.config == gate.config
+    edit = HEALTHY + torch.tensor([[0.4, 0, 0, 0]])
+    assert torch.equal(judged(again, edit).realism, judged(gate, edit).realism)
+    other = BlockVerifier()
+    other.slope.data.fill_(1.0)
+    with pytest.raises(InputError, match="other verifiers"):
+        Gate.load(tmp_path, [other])  # type: ignore[list-item]
+    (tmp_path / "gate.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="damaged"):
+        Gate.load(tmp_path, gate.verifiers)
+
+
+def test_rates_add_up(gate: Gate) -> None:
+    tally = Tally()
+    tally.add(judged(gate, HEALTHY + torch.tensor([[0.4, 0, 0, 0]])))
+    tally.add(judged(gate, HEALTHY + torch.tensor([[0.4, 0.3, 0, 0]])))
+    tally.add(judged(gate, HEALTHY, sign=-1))
+    first, second = tally.table()
+    assert (first["finding"], first["tried"], first["accepted"], first["rate"]) == ("Edema (+)", 2, 1, 0.5)
+    assert (first["target"], first["off-target"], first["new"]) == (1.0, 0.5, 1.0)
+    assert first["mean |off-target|"] == pytest.approx(0.5, abs=0.02)
+    assert (second["finding"], second["rate"], second["target"]) == ("Edema (-)", 0.0, 0.0)
+    assert Tally(dict(tally.counts)).table() == tally.table()
+
+
+def test_the_smallest_strength_at_which_most_pass_is_chosen(gate: Gate) -> None:
+    gan = linear_gan()
+    config = StyleConfig(images=8, channels=1, usual=4.0)
+    editor = StyleDirections(gan, texts(), measure(gan, LinearText(), config), config)  # type: ignore[arg-type]
+    origin = Origin.sample(gan, torch.zeros(40, 2), psi=0.3)
+    chosen = choose_strength(editor, EDEMA, gate, origin, (0.1, 1.0, 2.0, 30.0))
+    assert set(chosen.rates) == {0.1, 1.0, 2.0, 4.0, 30.0}
+    assert chosen.rates[0.1] == chosen.rates[30.0] == 0.0
+    assert chosen.strength in (1.0, 2.0, 4.0)
+    assert chosen.rates[chosen.strength] == max(chosen.rates.values()) > 0.1
+    away = choose_strength(LabelSwap(gan), EDEMA, gate, origin, (1.0,), sign=-1)
+    assert away.strength < 0
+    with pytest.raises(InputError, match="positive"):
+        choose_strength(editor, EDEMA, gate, origin, (0.0,))
+    assert BANK.findings
+
+
+def _reference() -> dict[str, Tensor]:
+    return {"mean": torch.zeros(4), "whitening": torch.eye(4), "thumbnails": torch.ones(3, 64) / 8}
