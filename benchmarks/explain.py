@@ -66,6 +66,8 @@ class Options:
     """Images for what is slow: stability, randomisation, the published inversion."""
     most: int = 120
     """Tested images of each run at most."""
+    slow: tuple[str, ...] = ("RISE",)
+    """Rivals that are asked about the sample only."""
     published: bool = True
     """Also train and ask the published recipe."""
     finding: str = "Brain Tumor"
@@ -144,6 +146,7 @@ def one_run(options: Options, run: int) -> tuple[int, dict[str, float]]:
         findings=(options.finding,),
         oracle=load_classifier(folder / "oracle"),
         published=published,
+        slow=options.slow,
         sample=options.sample,
         run=folder / "medxgan",
     )

@@ -84,6 +84,7 @@ def evaluate_explainer(
     oracle: nn.Module | None = None,
     published: PublishedMedXGAN | None = None,
     inception: Extractor | None = None,
+    slow: Sequence[str] = (),
     sample: int = 12,
     quick: bool = False,
     cases: int = 3,
@@ -106,6 +107,7 @@ def evaluate_explainer(
         oracle: classifier trained independently, for the oracle's flips and as space of KID and FID.
         published: see ``explain_peers``.
         inception: a further space: images (M, 1, H, W) in [-1, 1] to features (M, D).
+        slow: rivals that are asked about the sample only and whose stability and randomisation are not measured.
         sample: images for what is slow: stability, randomisation, the published inversion.
         quick: see ``explain_peers``; also fewer probes.
         cases: shown of each kind: best, median, worst.
@@ -152,7 +154,7 @@ def evaluate_explainer(
             oracle=oracle,
             negatives_rows=without(store, split, finding, peers.classifier),
             features=features,
-            slow=peers.slow,
+            slow=[*peers.slow, *(name for name in slow if name in peers.systems)],
             sample=sample,
             probe=probe,
             batch_size=batch_size,
@@ -161,6 +163,7 @@ def evaluate_explainer(
             progress=progress,
         )
         trial = replace(trial, notes=(QUICK_NOTE,) if quick else ())
+        peers = replace(peers, factories={name: f for name, f in peers.factories.items() if name not in slow})
         trial, more = _slow_figures(trial, peers, store, spaced(ill, sample), probe, place, progress)
         trial.save(place)
         found[finding], picks = trial, _picks(trial, cases)
