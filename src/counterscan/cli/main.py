@@ -31,6 +31,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "classify": ("counterscan.cli.classify", "train and evaluate the classifier that the other verbs share"),
     "tag": ("counterscan.cli.tag", "disease maps, healthy counterparts and masks from image-level labels"),
     "explain": ("counterscan.cli.explain", "why a classifier said so: the way from an image to its counterpart"),
+    "augment": ("counterscan.cli.augment", "synthetic images of rare findings: train a generator, ask it for images"),
 }
 _FOOTER = "For research. Not a medical device."
 

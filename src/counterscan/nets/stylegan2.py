@@ -105,7 +105,7 @@ class ModulatedConv(nn.Module):
         if not self.up:
             return weight
         outputs, inputs = weight.shape[:2]
-        kernels = (weight.view(-1, 9) @ self.phases).view(outputs, inputs, 4, 9)
+        kernels = (weight.reshape(-1, 9) @ self.phases).view(outputs, inputs, 4, 9)
         return kernels.permute(2, 0, 1, 3).reshape(4 * outputs, inputs, 3, 3)
 
     def forward(self, x: Tensor, carried: Tensor, style: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
