@@ -36,12 +36,12 @@ from counterscan.data.table import StudyTable
 from counterscan.files import write_json, write_text
 from counterscan.metrics.classification import pr_auc, roc_auc
 from counterscan.metrics.intervals import Interval, patient_draws, percentile_interval
-from counterscan.text import Extractor
 from counterscan.text.clip import TrainableClip
 from counterscan.text.clip_config import ClipConfig
 from counterscan.text.clip_training import Pairs, embed_all, fit
 from counterscan.text.prompts import PromptBank
-from counterscan.text.views import NO_FINDING_TEXT, corpus_view
+from counterscan.text.stated import SentenceReader
+from counterscan.text.views import corpus_view
 from counterscan.text.zeroshot import judge, zero_shot_scores
 
 NAMES = {name: "pulmonary nodule" if name == "Lung Lesion" else name.lower() for name in FINDINGS}
@@ -123,7 +123,7 @@ class ClipBenchmark:
         )
         folder = self.out / "runs" / f"{self.source}-{view}-{loss}-{self.steps}-{seed}"
         start = time.process_time()
-        stated = said if self.source == "truth" else read
+        stated = said if self.source == "truth" else reader()
         pairs = Pairs(train, self._texts(train, view), labels, train.patients.tolist())
         model = fit(pairs, folder, config, label_sentence=partial(with_sides, stated) if sides else stated)
         minutes = (time.process_time() - start) / 60
@@ -221,18 +221,9 @@ def said(sentence: str) -> tuple[float, ...]:
 
 
 @cache
-def read(sentence: str) -> tuple[float, ...]:
-    """What the project's rules read in a sentence; uncertain counts as not said."""
-    if sentence == NO_FINDING_TEXT:
-        return (0.0,) * len(FINDINGS)
-    labels = extractor()(sentence).labels
-    return tuple(labels[name] if labels[name] >= 0 else float("nan") for name in FINDINGS)
-
-
-@cache
-def extractor() -> Extractor:
+def reader() -> SentenceReader:
     """The packaged rules, loaded once."""
-    return Extractor()
+    return SentenceReader(FINDINGS)
 
 
 def with_sides(stated: Callable[[str], tuple[float, ...]], sentence: str) -> tuple[float, ...]:

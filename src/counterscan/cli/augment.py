@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from counterscan.cli import generator, steer
+from counterscan.cli import clip, generator, steer
 from counterscan.cli.audit import AUDIT, audit_command
 from counterscan.cli.main import Lazy
 from counterscan.cli.reports import Reports
@@ -254,6 +254,7 @@ GAN = {"train": GanTrain, "sample": GanSample, **generator.COMMANDS}
 
 COMMANDS = {
     "gan": Lazy("The generator: train it, ask it for images, invert real ones, evaluate, export.", lambda: GAN),
+    "clip": Lazy("The text-image model: train it on images and reports.", lambda: clip.COMMANDS),
     "reports": Reports,
     **steer.COMMANDS,
     "audit": Lazy(AUDIT, audit_command),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from counterscan.cli.clip import ZERO_SHOT
 from counterscan.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from counterscan.text.zeroshot import ZeroShot
 
 Method = Literal["style", "learned", "per-image", "label-swap", "random"]
-ZERO_SHOT = "zeroshot.json"
 
 
 @dataclass
