@@ -18,7 +18,9 @@ NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 @pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
 def test_commands_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    for verb, command in re.findall(r"(?:counterscan|cli\.main)\s+(data|classify|tag|explain|augment)\s+([a-z]+)", text):
+    for verb, command in re.findall(
+        r"(?:counterscan|cli\.main)\s+(data|classify|tag|explain|augment)\s+([a-z]+)", text
+    ):
         assert command in importlib.import_module(VERBS[verb][0]).COMMANDS, f"{verb} {command}"
 
 

@@ -55,6 +55,22 @@ def test_an_exact_generator_takes_the_spot_away_and_nothing_else() -> None:
     assert flat.verdict.startswith("ok: the classifier's call was already negative")
 
 
+@pytest.mark.parametrize(("weaker", "stays"), [(0.3, True), (0.35, False)])
+def test_weaker_differences_stay_when_the_strong_ones_change_the_call(weaker: float, stays: bool) -> None:
+    x = spotted()[:1]
+    x[0, 0, 12:15, 12:15] = weaker  # logit of the weaker spot alone: -0.1, then 0.35
+    (answer,) = exact().explain(x, FINDING)
+    assert answer.figures["flipped"] == 1
+    assert float(answer.delta[0, 5, 5]) == pytest.approx(0.5)
+    assert float(answer.delta[0, 13, 13]) == pytest.approx(0 if stays else weaker - 0.2)
+
+
+@pytest.mark.parametrize("field", ["masks", "boosts"])
+def test_an_empty_list_of_attempts_is_refused(field: str) -> None:
+    with pytest.raises(InputError, match=field):
+        ExplainConfig(**{field: ()})
+
+
 def test_the_path_leads_from_the_image_to_the_counterpart() -> None:
     spot, _ = exact().explain(spotted(), 0)
     assert spot.path is not None
