@@ -32,8 +32,7 @@ from tests.medxgan.grids import networks
 from tests.taggan.blobs import FINDINGS, BlobClassifier, blob_store
 
 FINDING = FINDINGS[0]
-# One mask: with several the classifier's call decides how wide the change is, and differences depend on it.
-CONFIG = ExplainConfig(refine=RefineConfig(steps=1), frames=4, masks=(0.1,), smoothing=0.05, reach=0.1)
+CONFIG = ExplainConfig(refine=RefineConfig(steps=1), frames=4, smoothing=0.05, reach=0.1)
 RIVALS = (
     *("Grad-CAM", "LayerCAM", "IG, black", "IG, blur", "IG, counterpart", "SmoothGrad", "GradientSHAP"),
     *("Occlusion", "RISE", "Wachter", "Latent Shift"),

@@ -59,7 +59,7 @@ def test_an_exact_generator_takes_the_spot_away_and_nothing_else() -> None:
 def test_weaker_differences_stay_when_the_strong_ones_change_the_call(weaker: float, stays: bool) -> None:
     x = spotted()[:1]
     x[0, 0, 12:15, 12:15] = weaker  # logit of the weaker spot alone: -0.1, then 0.35
-    (answer,) = exact().explain(x, FINDING)
+    (answer,) = exact(replace(EXACT, masks=(0.35, 0.2, 0.1))).explain(x, FINDING)
     assert answer.figures["flipped"] == 1
     assert float(answer.delta[0, 5, 5]) == pytest.approx(0.5)
     assert float(answer.delta[0, 13, 13]) == pytest.approx(0 if stays else weaker - 0.2)
