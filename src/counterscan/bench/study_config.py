@@ -73,6 +73,7 @@ class StudyConfig:
         shares: parts of each batch that are synthetic; all arms use the first, mixed ones are repeated for the others.
         pairs: (ours, theirs) whose difference is tested, by arm, adjusted together.
         findings: which are learned and steered; all of the store when empty.
+        blank: what an unmentioned finding is: absent ("zero"), or unknown ("ignore"). Uncertain labels are unknown.
         synthetic: images that each content is to have, for each sign.
         rarity: synthetic images of a finding are wanted in proportion to its prevalence ** -rarity.
         weight: of a synthetic image in the loss; a real one has 1.
@@ -106,6 +107,7 @@ class StudyConfig:
     shares: tuple[float, ...] = (0.25,)
     pairs: tuple[tuple[str, str], ...] = _PAIRS
     findings: tuple[str, ...] = ()
+    blank: Literal["zero", "ignore"] = "zero"
     synthetic: int = 600
     rarity: float = 0.5
     weight: float = 0.5
@@ -160,8 +162,13 @@ class StudyConfig:
                 raise InputError("must be above 0 and at most 1", field=name)
         if self.resamples < 2 or self.batch_size < 4 or self.tries < 1:
             raise InputError("resamples, batch_size and tries must be at least 2, 4 and 1", field="batch_size")
-        if self.others not in ("source", "agreed") or self.method not in ("style", "learned"):
-            raise InputError("others is source or agreed, method style or learned", field="method")
+        for name, words in (
+            ("others", ("source", "agreed")),
+            ("method", ("style", "learned")),
+            ("blank", ("zero", "ignore")),
+        ):
+            if getattr(self, name) not in words:
+                raise InputError(f"{getattr(self, name)!r} must be {' or '.join(words)}", field=name)
 
 
 def quick(**changes: Any) -> StudyConfig:
@@ -185,6 +192,7 @@ def full(**changes: Any) -> StudyConfig:
             "ensemble:only",
             "plain:pretrain",
         ),
+        pairs=(*_PAIRS, *(("ensemble", name) for name in ("classic", "duplicate", "plain", "random"))),
         views=("rules-v2", *(name for name in VIEWS if name != "rules-v2")),
         shares=(0.25, 0.5),
         synthetic=2000,
@@ -220,7 +228,7 @@ def check_store(store: PreparedStore, config: StudyConfig) -> tuple[str, ...]:
             remedy = f"There are: {', '.join(store.findings)}"
             raise InputError("the images have no such label", field=f"finding {name!r}", remedy=remedy)
         for split, part in zip(SPLITS, parts, strict=True):
-            values = part.table.targets("ignore")[:, store.findings.index(name)]
+            values = part.table.targets("ignore", config.blank)[:, store.findings.index(name)]
             present, absent = int((values == 1).sum()), int((values == 0).sum())
             if not present or not absent:
                 raise InputError(
@@ -250,7 +258,7 @@ def protocol(config: StudyConfig, store: PreparedStore, models: Mapping[str, Any
         models: what else its models depend on: settings that no profile has, digests of those made elsewhere.
     """
     findings = check_store(store, config)
-    labels = store.table.targets("ignore")[:, [store.findings.index(name) for name in findings]]
+    labels = store.table.targets("ignore", config.blank)[:, [store.findings.index(name) for name in findings]]
     data: dict[str, Any] = {
         "size": store.size,
         "content": store.content,

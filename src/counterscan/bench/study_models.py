@@ -35,7 +35,7 @@ from counterscan.text.tokenizer import ReportTokenizer
 from counterscan.text.views import NO_FINDING_TEXT, corpus_view
 from counterscan.text.zeroshot import ZeroShot, judge
 
-_ZERO_SHOT = "zeroshot.json"
+_ZERO_SHOT, _GENERATOR = "zeroshot.json", "model/stylegan.json"
 _VERIFIER_SEED, _CLIP_SEED, _GAN_SEED = 5_000, 6_000, 7_000  # apart from the seeds of the arms
 _VERIFIER_WIDTHS = (16, 32, 64, 96)
 
@@ -69,9 +69,9 @@ class Study:
         return self.store.subset(self.store.split == split)
 
     def targets(self, split: str) -> np.ndarray:
-        """(N, C) of 0, 1 and NaN for uncertain labels; blank is absent."""
+        """(N, C) of 0, 1 and NaN for what is not known."""
         columns = [self.store.findings.index(name) for name in self.findings]
-        return np.ascontiguousarray(self.part(split).table.targets("ignore")[:, columns])
+        return np.ascontiguousarray(self.part(split).table.targets("ignore", self.config.blank)[:, columns])
 
     def held_patients(self) -> list[str]:
         """Of validation and test images."""
@@ -85,11 +85,12 @@ def fit_verifier(study: Study, number: int) -> Classifier:
         ClassifierConfig(widths=_VERIFIER_WIDTHS),
         AugmentConfig(flip=0.0),
         findings=study.findings,
+        policy="ignore",
+        blank=study.config.blank,
         steps=study.config.verifier_steps,
         seed=_VERIFIER_SEED + study.config.seed + number,
         tensorboard=False,
     )
-    # Their figures on validation images only tell; those on training are enough to fit them.
     return load_classifier(folder) if _done(folder) else train_classifier(study.store, folder, config)
 
 
@@ -110,8 +111,8 @@ def load_gate(study: Study) -> Gate:
 
 def fit_generator(study: Study, number: int) -> StyleGAN:
     """One of the generators, watched by the first verifier."""
-    if number == 0 and study.generator is not None:
-        return load_generator(study, 0)
+    if (number == 0 and study.generator is not None) or (_generator_folder(study, number) / _GENERATOR).is_file():
+        return load_generator(study, number)
     config, base = study.config, study.gan or gan_preset(study.config.preset)
     steps = config.gan_steps or base.training.steps
     loop = replace(
@@ -126,7 +127,7 @@ def fit_generator(study: Study, number: int) -> StyleGAN:
         tensorboard=False,
     )
     watching = load_classifier(study.out / "verifiers" / "0")
-    settings = replace(base, training=loop, findings=study.findings)
+    settings = replace(base, training=loop, findings=study.findings, blank=config.blank)
     fit_gan(study.store, _generator_folder(study, number), settings, classifier=watching)
     return load_generator(study, number)
 
@@ -252,6 +253,11 @@ class Stated:
         # Findings beyond CheXpert's 14 are read, too.
         for found in read.findings:
             labels.setdefault(found.name, {"present": 1.0, "absent": 0.0}.get(found.status, np.nan))
+        for name in self.findings:
+            # What the rules have no words for counts as present where it is named and nothing is denied.
+            low = sentence.lower()
+            if name not in labels and name.lower() in low and not low.startswith("no "):
+                labels[name] = 1.0
         return [value if (value := labels.get(name, np.nan)) in (0, 1) else np.nan for name in self.findings]
 
 

@@ -25,7 +25,7 @@ LIMITS = (
     "Synthetic images show no patient. A gain here is one for this network, this number of steps and these images.",
     "Intervals of gains speak of new patients and new seeds of the classifiers, not of new generators, unless there "
     "are at least three, over which runs are then grouped.",
-    "Comparisons class by class are weaker evidence than those of the mean; they are adjusted in a family of their own.",
+    "Comparisons class by class are weaker evidence than those of the mean; adjusted in a family of their own.",
     "Where the generator has not learnt a finding, or the text-image model hardly knows it, nothing is made for it.",
 )
 

@@ -198,32 +198,34 @@ def _quality(logits: Tensor, labels: Tensor) -> Tensor:
 
 def making(study: Study, arms: Sequence[Arm]) -> list[Table]:
     """What was made, what the gate let through, what the models know."""
-    config, rows, rates = study.config, list[list[Cell]](), list[list[Cell]]()
+    config, rows, rates, short = study.config, list[list[Cell]](), list[list[Cell]](), list[list[Cell]]()
     contents = dict.fromkeys(a.content for a in arms if a.content not in PLAIN)
     stored = [c for c in (*contents, "text+", "text-") if c not in ("both", "ensemble")]
     for content in dict.fromkeys(stored):
         for view in config.views if content in TEXTUAL else config.views[:1]:
             for number in range(config.generators):
-                folder = study_content.folder_of(study, content, view, number)  # type: ignore[arg-type]
+                folder = study_content.folder_of(study, content, view, number)
                 if not (folder / "about.json").is_file():
                     continue
-                made = study_content.load(study, content, view, number)  # type: ignore[arg-type]
+                made = study_content.load(study, content, view, number)
                 name = f"{content} {view if content in TEXTUAL else ''}".strip()
                 name += f", generator {number}" if config.generators > 1 else ""
                 counts = made.counts(1, len(study.findings)) + made.counts(-1, len(study.findings))
                 refused = made.about.get("refused", {})
-                told = [f"{k}: {v}" for k, v in {**refused, **made.about.get("short", {})}.items()]
-                rows.append([name, *map(int, counts), len(made), "; ".join(told) or None])
+                told = {**refused, **made.about.get("short", {})}
+                rows.append([name, *map(int, counts), len(made)])
+                short += [[f"{name}: {finding}", reason] for finding, reason in told.items()]
                 for row in made.about.get("rates", []):
                     cells = [
                         row[c] for c in ("tried", "accepted", "rate", "target", "off-target", "identity", "realism")
                     ]
                     rates.append([f"{name}: {row['finding']}", *cells, row["new"], row["mean |off-target|"]])
-    columns = ("Content", *study.findings, "Images", "Refused or short")
+    columns = ("Content", *study.findings, "Images")
     heads = ("Edits", "Tried", "Accepted", "Rate", "Target", "Off-target", "Identity", "Realism", "New", "|Off-target|")
     note = "Shares of edits that pass each criterion; 'Accepted' passes all. For 'random' the target is not asked for."
     return [
         Table("Synthetic images by the finding they were made for", columns, rows),
+        Table("Refused, or fewer than wanted", ("Content and finding", "Why"), short),
         Table("What the gate let through", heads, rates, note, digits=3),
         _models(study),
     ]
