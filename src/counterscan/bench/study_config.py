@@ -115,7 +115,7 @@ class StudyConfig:
     others: Literal["source", "agreed"] = "agreed"
     seeds: int = 5
     generators: int = 1
-    steps: int = 400
+    steps: int = 350
     batch_size: int = 32
     widths: tuple[int, ...] = (8, 16, 32, 64)
     auc_steps: int = 0
