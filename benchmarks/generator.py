@@ -92,6 +92,7 @@ class Options:
         self.out.mkdir(parents=True, exist_ok=True)
         seconds = timed(self.out, "seconds", partial(fit, store, folder, self.config(self.steps)))
         gan = StyleGAN.from_pretrained(folder / "model")
+        learned = [name for name, known in gan.learned.items() if known]
         seen = [line for line in read_metrics(folder) if "validation/fid" in line]
         rows: list[list[Cell]] = [["FID", seen[0]["validation/fid"], gan.figures["fid"]]]
         for name in gan.findings:
@@ -101,7 +102,7 @@ class Options:
         note = (
             f"{facts()}; {int((store.split == 'train').sum())} training and {int((store.split == 'val').sum())} "
             f"validation images; {self.steps} steps of 32 images, {seconds / 60:.1f} CPU minutes with the classifier "
-            f"that watches; learned: {', '.join(gan.learned) or 'none'}; trouble: {'; '.join(gan.diagnoses) or 'none'}."
+            f"that watches; learned: {', '.join(learned) or 'none'}; trouble: {'; '.join(gan.diagnoses) or 'none'}."
         )
         columns = ("Figure", f"after {seen[0]['step']} steps", "chosen checkpoint")
         publish(Table("Generator", columns, rows, digits=3), note, self.out)
