@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from counterscan.cli import clip, generator, steer
+from counterscan.cli import clip, generator, steer, study
 from counterscan.cli.audit import AUDIT, audit_command
 from counterscan.cli.main import Lazy
 from counterscan.cli.reports import Reports
@@ -258,4 +258,5 @@ COMMANDS = {
     "reports": Reports,
     **steer.COMMANDS,
     "audit": Lazy(AUDIT, audit_command),
+    **study.COMMANDS,
 }
