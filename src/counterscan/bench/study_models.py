@@ -253,11 +253,11 @@ class Stated:
         # Findings beyond CheXpert's 14 are read, too.
         for found in read.findings:
             labels.setdefault(found.name, {"present": 1.0, "absent": 0.0}.get(found.status, np.nan))
+        low = sentence.lower()
         for name in self.findings:
-            # What the rules have no words for counts as present where it is named and nothing is denied.
-            low = sentence.lower()
-            if name not in labels and name.lower() in low and not low.startswith("no "):
-                labels[name] = 1.0
+            # What the rules have no words for is taken by its name.
+            if name not in labels and name.lower() in low:
+                labels[name] = float(not low.startswith("no "))
         return [value if (value := labels.get(name, np.nan)) in (0, 1) else np.nan for name in self.findings]
 
 
