@@ -5,10 +5,10 @@
     python benchmarks/study.py covid --data ../shared/data/covid_cxr --out runs/study-covid
 
 `phantom`: chest films with a long tail of findings, the rarest in 2 % of them; 3,000 to train on, 4,000 to test on. The
-profile quick takes about an hour of CPU time, half of that on two cores. `nih`: labels and short reports from its lists of
-findings; small, so that only large effects show. `covid`: images with clinical notes from different hospitals for the
-two classes; shows that everything runs, and no more. The same command goes on with an interrupted study. Written:
-`study.yaml` (the protocol, frozen first), `report.html`, `tables.md`, `study.json`, `times.json`.
+profile quick takes about an hour of CPU time, half of that on two cores. `nih`: labels, and short reports made of its
+lists of findings; small, so that only large effects show. `covid`: images with clinical notes, from different hospitals
+for the two classes; shows that everything runs, and no more. The same command goes on with an interrupted study.
+Written: `study.yaml` (the protocol, frozen first), `report.html`, `tables.md`, `study.json`, `times.json`.
 """
 
 from __future__ import annotations

@@ -246,3 +246,16 @@ def test_load_text_model_checks_again(tmp_path: Path) -> None:
     model.save(tmp_path / "clip" / "rules-v2" / "model")
     with pytest.raises(InputError, match="other patients"):
         load_text_model(Study(data, CONFIG, tmp_path), "rules-v2")
+
+
+def test_the_command_says_what_it_takes_and_refuses_what_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from counterscan.cli.main import run_commands
+    from counterscan.cli.study import COMMANDS
+
+    with pytest.raises(SystemExit):
+        run_commands("counterscan augment", COMMANDS, ["study", "--help"])
+    assert "--profile" in capsys.readouterr().out
+    with pytest.raises(InputError, match="no such table or store"):
+        run_commands("counterscan augment", COMMANDS, ["study", str(tmp_path / "x.csv"), "--out", str(tmp_path)])

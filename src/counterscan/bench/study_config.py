@@ -177,7 +177,8 @@ def quick(**changes: Any) -> StudyConfig:
 
 
 def full(**changes: Any) -> StudyConfig:
-    """Every view and share, three generators, more seeds and steps: about two days of CPU time at 64 px, or a GPU."""
+    """Every view and share, three generators, more seeds and steps: about three days of CPU time
+    at 64 px."""
     wide = StudyConfig(
         arms=(
             *PLAIN,
