@@ -11,6 +11,7 @@ import numpy as np
 
 from counterscan.files import write_text
 from counterscan.report.charts import line_chart
+from counterscan.report.page import table_html
 from counterscan.report.pictures import png
 from counterscan.report.tables import Table
 
@@ -43,21 +44,7 @@ def extend_page(path: Path, sections: Mapping[str, str], notes: Sequence[str]) -
 def tables_and_charts(tables: Sequence[Table], charts: Charts | None = None) -> str:
     """Their HTML."""
     drawn = "".join(line_chart(name, series) for name, series in (charts or {}).items())
-    return "".join(map(_table, tables)) + (f'<div class="charts">{drawn}</div>' if drawn else "")
-
-
-def _table(table: Table) -> str:
-    heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in table.columns)
-    rows = "".join(
-        f'<tr><th scope="row">{html.escape(table.text(row[0]))}</th>'
-        + "".join(f"<td>{html.escape(table.text(cell))}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in table.rows
-    )
-    return (
-        f'<h3>{html.escape(table.title)}</h3><div class="scroll"><table><thead><tr>{heads}</tr></thead>'
-        f'<tbody>{rows}</tbody></table></div><p class="note">{html.escape(table.note)}</p>'
-    )
+    return "".join(map(table_html, tables)) + (f'<div class="charts">{drawn}</div>' if drawn else "")
 
 
 def sheet(name: str, words: str, picture: np.ndarray) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from counterscan.bench.quality_card import QualityCard
-from counterscan.files import write_text
 from counterscan.report import pictures
 from counterscan.report.page import write_report
 
@@ -30,8 +29,8 @@ LIMITS = (
 )
 _SIDE, _CELL, _GAP = 240, 96, 2
 _STYLE = (
-    "<style>.grid img{max-width:100%;height:auto;display:block;border-radius:.35rem}"
-    ".grid{max-width:none;margin:0 0 .9rem}.pair{max-width:34rem}</style>"
+    ".grid img{max-width:100%;height:auto;display:block;border-radius:.35rem}"
+    ".grid{max-width:none;margin:0 0 .9rem}.pair{max-width:34rem}"
 )
 _FACTS = {"Synthetic": "true", "Description": "Synthetic image"}
 
@@ -76,15 +75,6 @@ def write_quality_page(
     """
     counts = ", ".join(f"{count:,} {name}" for name, count in card.counts.items())
     left_out = [f"{s.name}: {text}" for s in card.sections for text in s.left_out]
-    write_report(
-        path,
-        title=title,
-        intro=f"{counts}. Every figure stands beside that of held-out real images.",
-        summary=[(section.name, section.verdict) for section in card.sections],
-        tables=card.tables(),
-        settings={"limits": asdict(card.limits), **card.settings},
-        limits=(*card.notes, *left_out, *LIMITS),
-    )
     rules = "".join(
         f"<article><p class='caption'><b>{_safe(s.name)}: {_safe(s.verdict)}</b></p>"
         f'<p class="note">{_safe(s.said)}.</p><p class="note">Rule. {_safe(s.rule)}</p></article>'
@@ -96,20 +86,17 @@ def write_quality_page(
         "Near copies": ("copies", "".join(_pair(*pair) for pair in pairs)),
         "Images": ("images", "".join(_grid(*grid) for grid in grids)),
     }
-    _insert(Path(path), {name: part for name, part in shown.items() if part[1]})
-    return Path(path)
-
-
-def _insert(path: Path, sections: Mapping[str, tuple[str, str]]) -> None:
-    """Put sections, name to (anchor, body), before the page's limits."""
-    page = path.read_text(encoding="utf-8")
-    links = "".join(f'<a href="#{anchor}">{name}</a>' for name, (anchor, _) in sections.items())
-    bodies = "".join(
-        f'<section id="{anchor}"><h2>{name}</h2>{body}</section>' for name, (anchor, body) in sections.items()
+    return write_report(
+        path,
+        title=title,
+        intro=f"{counts}. Every figure stands beside that of held-out real images.",
+        summary=[(section.name, section.verdict) for section in card.sections],
+        tables=card.tables(),
+        settings={"limits": asdict(card.limits), **card.settings},
+        limits=(*card.notes, *left_out, *LIMITS),
+        sections=shown,
+        style=_STYLE,
     )
-    for mark, text in (('<a href="#limits">', links), ('<section id="limits">', bodies), ("</head>", _STYLE)):
-        page = page.replace(mark, text + mark, 1)
-    write_text(path, page)
 
 
 def _pair(made: Picture, real: Picture, words: str) -> str:

@@ -159,14 +159,16 @@ class GanSample:
         from counterscan.cli.tables import say
         from counterscan.report.pictures import png
         from counterscan.tbsmgan import StyleGAN
+        from counterscan.tbsmgan.export import facts_of, write_studies
         from counterscan.training import image_grid
 
         torch.set_num_threads(self.threads)
         gan = StyleGAN.from_pretrained(self.model, self.device)
         labels = asked_for(gan, self.findings) if self.findings else gan.draw_labels(self.count, self.seed)
         images = gan.sample(labels=labels, psi=self.psi, seed=self.seed)
-        table = write_studies(gan, images, labels, self.out, {"psi": f"{self.psi:g}", "seed": str(self.seed)})
-        facts = _facts(gan)
+        settings = {"psi": f"{self.psi:g}", "seed": str(self.seed)}
+        table = write_studies(gan, images, labels, self.out, settings=settings)
+        facts = facts_of(gan, settings=settings)
         _write(self.out / "grid.png", png(image_grid(images), facts))
         if self.truncation:
             rows = [gan.sample(labels=labels[:8], psi=psi, seed=self.seed) for psi in self.truncation]
@@ -197,50 +199,6 @@ def asked_for(gan: StyleGAN, requests: tuple[str, ...]) -> Tensor:
         wanted = [name for name in map(canonical_name, names.split("+")) if name != NO_FINDING]
         rows += [gan.labels_for(*wanted)] * int(number or "1")
     return torch.stack(rows)
-
-
-def write_studies(gan: StyleGAN, images: Tensor, labels: Tensor, out: Path, settings: dict[str, str]) -> Path:
-    """Images as PNG files that say what they are, and a study table of them; each is a patient of its own.
-
-    Args:
-        gan: who made them.
-        images: (N, 1, H, W) in [-1, 1].
-        labels: (N, K) what they were asked for; above one half counts as present.
-        out: folder for images/ and table.csv.
-        settings: how they were made, for the files.
-
-    Returns:
-        The table's path.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    import pandas as pd
-
-    from counterscan.data.table import StudyTable
-    from counterscan.report.pictures import grey, png
-
-    rows = []
-    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        name = f"images/synthetic-{number:06d}.png"
-        shown = [finding for finding, value in zip(gan.findings, label.tolist(), strict=True) if value > 0.5]
-        facts = _facts(gan) | {"Findings asked for": ", ".join(shown) or "none", **settings}
-        _write(out / name, png(grey(image), facts))
-        row = {"image": name, "patient": f"synthetic-{gan.checkpoint}-{settings['seed']}-{number:06d}", "split": ""}
-        rows.append(
-            row | {f: float(v > 0.5) for f, v in zip(gan.findings, label.tolist(), strict=True)} | {"synthetic": 1}
-        )
-    table = StudyTable.from_frame(pd.DataFrame(rows), out, findings=gan.findings)
-    table.write(out / "table.csv")
-    return out / "table.csv"
-
-
-def _facts(gan: StyleGAN) -> dict[str, str]:
-    return {
-        "Synthetic": "true",
-        "Description": "Synthetic image: no patient; made by counterscan's StyleGAN",
-        "Checkpoint": gan.checkpoint,
-    }
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -124,10 +124,10 @@ class GanInvert:
         import csv
         import io
 
-        import safetensors.torch
         import torch
 
         from counterscan.files import atomic_write, write_text
+        from counterscan.pretrained import write_tensors
         from counterscan.report.pictures import grey, png
         from counterscan.tbsmgan.export import facts_of
         from counterscan.training import image_grid
@@ -144,8 +144,7 @@ class GanInvert:
         write_text(self.out / "results.csv", text.getvalue())
         tensors = {"ws": found.latents.ws} | {f"noise/{name}": maps for name, maps in found.latents.noises.items()}
         about = {"ids": "\n".join(names), "checkpoint": gan.checkpoint}
-        with atomic_write(self.out / "latents.safetensors") as handle:
-            handle.write(safetensors.torch.save({k: t.contiguous() for k, t in tensors.items()}, metadata=about))
+        write_tensors(self.out / "latents.safetensors", tensors, about)
         worst = found.psnr.argsort()[:16]
         rows = torch.stack([x[worst], found.images[worst], (x[worst] - found.images[worst]).abs() * 2 - 1])
         with atomic_write(self.out / "inversions.png") as handle:

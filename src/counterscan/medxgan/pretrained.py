@@ -14,11 +14,12 @@ from counterscan.classify import from_pretrained as classifier_from
 from counterscan.classify import save_pretrained as save_classifier
 from counterscan.data.intensity import IntensityRecipe
 from counterscan.errors import InputError
-from counterscan.files import atomic_write, read_json, sha256_file, write_json, write_text
+from counterscan.files import read_json, sha256_file, write_json, write_text
 from counterscan.medxgan.explainer import ExplainConfig, Limits, MedXGAN
 from counterscan.medxgan.inversion import RefineConfig
 from counterscan.medxgan.model import MedXGANNetworks, NetworkConfig
 from counterscan.nets.cnn import Classifier
+from counterscan.pretrained import model_folder, reading, write_tensors
 from counterscan.training.checkpoint import weights_digest
 
 SETTINGS, WEIGHTS, CLASSIFIER = "medxgan.json", "networks.safetensors", "classifier"
@@ -30,12 +31,11 @@ def save(explainer: MedXGAN, folder: Path) -> Path:
 
     A classifier that is not counterscan's own is not written: ``from_pretrained`` must be given it again.
     """
-    tensors = {name: t.detach().cpu().contiguous() for name, t in explainer.networks.state_dict().items()}
+    tensors = dict(explainer.networks.state_dict())
     for number, finding in enumerate(explainer.findings):
         if finding in explainer.donors:
-            tensors[f"{_DONOR}{number}"] = explainer.donors[finding].detach().cpu().float().contiguous()
-    with atomic_write(folder / WEIGHTS) as handle:
-        handle.write(safetensors.torch.save(tensors))
+            tensors[f"{_DONOR}{number}"] = explainer.donors[finding].float()
+    write_tensors(folder / WEIGHTS, tensors)
     own = explainer.classifier if isinstance(explainer.classifier, Classifier) else None
     if own is not None:
         save_classifier(own, folder / CLASSIFIER)
@@ -60,15 +60,13 @@ def load(folder: Path, classifier: nn.Module | None, device: str = "cpu") -> Med
     Raises:
         InputError: no model, a damaged one, or a classifier that is missing or another one.
     """
-    folder = next((f for f in (folder, folder / "model") if (f / SETTINGS).is_file()), folder)
-    if not (folder / SETTINGS).is_file():
-        raise InputError(
-            f"there is no {SETTINGS} here",
-            path=folder,
-            remedy="Give the folder of a finished `counterscan explain train`; the same command again finishes it",
-        )
+    folder = model_folder(
+        folder,
+        SETTINGS,
+        "Give the folder of a finished `counterscan explain train`; the same command again finishes it",
+    )
     settings: dict[str, Any] = read_json(folder / SETTINGS)
-    try:
+    with reading(folder):
         known = settings["classifier"]
         if classifier is None and known["own"]:
             classifier = classifier_from(folder / CLASSIFIER, device)
@@ -80,12 +78,6 @@ def load(folder: Path, classifier: nn.Module | None, device: str = "cpu") -> Med
         config = ExplainConfig(**{**settings["explain"], "refine": RefineConfig(**settings["explain"]["refine"])})
         limits = {finding: Limits(**limit) for finding, limit in settings["limits"].items()}
         recipe = IntensityRecipe.from_dict(settings["recipe"]) if settings["recipe"] is not None else None
-    except (KeyError, TypeError, OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise InputError(
-            f"the model is damaged or of another version ({' '.join(str(error).split())[:200]})",
-            path=folder,
-            remedy="Copy the folder again, or train anew",
-        ) from None
     if classifier is None:
         raise InputError(
             "this explainer was made for a classifier that is not kept with it",

@@ -26,7 +26,7 @@ from counterscan.classify import save_pretrained as save_classifier
 from counterscan.counterpart import CounterfactualPath, Counterpart, Direction, Provenance, Query, StudyBatch
 from counterscan.data.intensity import IntensityRecipe
 from counterscan.errors import InputError
-from counterscan.files import atomic_write, read_json, sha256_file, write_json, write_text
+from counterscan.files import read_json, sha256_file, write_json, write_text
 from counterscan.inputs import checked_images
 from counterscan.medxgan.attribution import displacement_integrated_gradients, path_integrated_gradients
 from counterscan.medxgan.inversion import latent_optimisation
@@ -39,6 +39,7 @@ from counterscan.medxgan.published_training import (
 )
 from counterscan.metrics.validity import psnr
 from counterscan.nets.cnn import Classifier
+from counterscan.pretrained import reading, write_tensors
 from counterscan.training import TrainConfig
 from counterscan.training.checkpoint import weights_digest
 
@@ -170,7 +171,7 @@ class PublishedMedXGAN:
         """
         folder = next((f for f in (Path(folder), Path(folder) / "model") if (f / SETTINGS).is_file()), Path(folder))
         settings = read_json(folder / SETTINGS)
-        try:
+        with reading(folder):
             known = settings["classifier"]
             if classifier is None and known["own"]:
                 classifier = classifier_from(folder / CLASSIFIER, device)
@@ -181,12 +182,6 @@ class PublishedMedXGAN:
             config = PublishedExplain(**{**values, "care": care})
             recipe = IntensityRecipe.from_dict(settings["recipe"]) if settings["recipe"] is not None else None
             finding = settings["finding"]
-        except (KeyError, TypeError, OSError, RuntimeError, safetensors.SafetensorError) as error:
-            raise InputError(
-                f"the model is damaged or of another version ({' '.join(str(error).split())[:200]})",
-                path=folder,
-                remedy="Copy the folder again, or train anew",
-            ) from None
         if classifier is None or weights_digest(classifier) != known["digest"]:
             raise InputError(
                 "it is not kept with the model" if classifier is None else "the model was trained for another one",
@@ -202,9 +197,7 @@ class PublishedMedXGAN:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write weights, settings and a model card to a folder that ``from_pretrained`` reads; settings last."""
         folder = Path(folder)
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.generator.state_dict().items()}
-        with atomic_write(folder / WEIGHTS) as handle:
-            handle.write(safetensors.torch.save(tensors))
+        write_tensors(folder / WEIGHTS, self.generator.state_dict())
         own = isinstance(self.classifier, Classifier)
         if isinstance(self.classifier, Classifier):
             save_classifier(self.classifier, folder / CLASSIFIER)

@@ -37,6 +37,8 @@ def write_report(
     curves: Sequence[Mapping[str, Any]] = (),
     settings: Mapping[str, Any] | None = None,
     limits: Sequence[str] = (),
+    sections: Mapping[str, tuple[str, str]] | None = None,
+    style: str = "",
 ) -> Path:
     """Write the page, atomically. It loads nothing from anywhere; all text is escaped.
 
@@ -51,6 +53,9 @@ def write_report(
         curves: lines of metrics.jsonl.
         settings: plain values, mappings or dataclasses; nested ones are flattened with dots.
         limits: what the figures do not show, one sentence each.
+        sections: further ones, shown before the limits: heading to (anchor, HTML). Their text must be escaped; those
+            without a body are left out.
+        style: CSS for them.
 
     Returns:
         ``path``.
@@ -58,14 +63,15 @@ def write_report(
     Raises:
         InputError: the file cannot be written.
     """
-    sections = [
-        ("Results", "results", _summary(summary) + "".join(_table(table) for table in tables)),
+    parts = [
+        ("Results", "results", _summary(summary) + "".join(table_html(table) for table in tables)),
         ("Cases", "cases", _cases(cases, selection) if cases else ""),
         ("Learning curves", "curves", _curves(curves)),
+        *((name, anchor, body) for name, (anchor, body) in (sections or {}).items()),
         ("Limits", "limits", _list(limits)),
         ("Settings", "settings", _settings(settings or {})),
     ]
-    shown = [(name, anchor, body) for name, anchor, body in sections if body]
+    shown = [(name, anchor, body) for name, anchor, body in parts if body]
     links = "".join(f'<a href="#{anchor}">{name}</a>' for name, anchor, _ in shown)
     bodies = "".join(f'<section id="{anchor}"><h2>{name}</h2>{body}</section>' for name, anchor, body in shown)
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -75,7 +81,7 @@ def write_report(
         f'<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{_safe(title)}</title><style>{CSS}{_strips(cases)}</style></head><body>"
+        f"<title>{_safe(title)}</title><style>{CSS}{_strips(cases)}{style}</style></head><body>"
         f'<p class="banner">{pictures.DISCLAIMER}</p>'
         f"<header><h1>{_safe(title)}</h1>{_paragraph(intro, 'intro')}<nav>{links}</nav></header>"
         f"<main>{bodies}</main>"
@@ -109,7 +115,8 @@ def _summary(summary: Sequence[tuple[str, Cell]]) -> str:
     return f'<dl class="tiles">{"".join(tiles)}</dl>'
 
 
-def _table(table: Table) -> str:
+def table_html(table: Table) -> str:
+    """A heading, the table, its note and its chart."""
     best = table.best()
     arrows = {"high": " ↑", "low": " ↓"}
     heads = "".join(

@@ -15,13 +15,15 @@ from counterscan.classify import from_pretrained as classifier_from
 from counterscan.classify import save_pretrained as save_classifier
 from counterscan.data.intensity import IntensityRecipe
 from counterscan.errors import InputError
-from counterscan.files import atomic_write, read_json, sha256_file, write_json, write_text
+from counterscan.files import read_json, sha256_file, write_json, write_text
 from counterscan.nets.cnn import Classifier
+from counterscan.pretrained import model_folder, reading, write_tensors
 from counterscan.taggan.masks import MaskRule
 from counterscan.taggan.model import MapGenerator, NetworkConfig
 from counterscan.taggan.tagger import TagGAN
 
 SETTINGS, WEIGHTS, CLASSIFIER = "taggan.json", "map.safetensors", "classifier"
+_REMEDY = "Give the folder of a finished `counterscan tag train`; run the same command again to finish it"
 
 
 def save(tagger: TagGAN, folder: Path) -> Path:
@@ -31,12 +33,11 @@ def save(tagger: TagGAN, folder: Path) -> Path:
     ``classifier`` is set again.
     """
     tensors = {
-        f"{k}/{name}": tensor.detach().cpu().contiguous()
+        f"{k}/{name}": tensor
         for k, generator in enumerate(tagger.generators)
         for name, tensor in generator.state_dict().items()
     }
-    with atomic_write(folder / WEIGHTS) as handle:
-        handle.write(safetensors.torch.save(tensors))
+    write_tensors(folder / WEIGHTS, tensors)
     own = tagger.classifier if isinstance(tagger.classifier, Classifier) else None
     if own is not None:
         save_classifier(own, folder / CLASSIFIER)
@@ -63,7 +64,7 @@ def load(folders: Sequence[str | Path], device: str = "cpu") -> TagGAN:
     Raises:
         InputError: no model, a damaged one, or models that do not go together.
     """
-    parts = [_load(_model_folder(Path(folder)), device) for folder in folders]
+    parts = [_load(model_folder(Path(folder), SETTINGS, _REMEDY), device) for folder in folders]
     if not parts:
         raise InputError("no model folder given", field="model")
     first = parts[0]
@@ -91,21 +92,10 @@ def load(folders: Sequence[str | Path], device: str = "cpu") -> TagGAN:
     )
 
 
-def _model_folder(folder: Path) -> Path:
-    for candidate in (folder, folder / "model"):
-        if (candidate / SETTINGS).is_file():
-            return candidate
-    raise InputError(
-        f"there is no {SETTINGS} here",
-        path=folder,
-        remedy="Give the folder of a finished `counterscan tag train`; run the same command again to finish it",
-    )
-
-
 def _load(folder: Path, device: str) -> TagGAN:
     settings: dict[str, Any] = read_json(folder / SETTINGS)
     weights = folder / WEIGHTS
-    try:
+    with reading(folder):
         tensors = safetensors.torch.load_file(weights)
         findings = settings["findings"]
         generators = []
@@ -117,12 +107,6 @@ def _load(folder: Path, device: str) -> TagGAN:
         care = Care(**{**settings["care"], "shifts": tuple(map(tuple, settings["care"]["shifts"]))})
         rules = {finding: MaskRule(**rule) for finding, rule in settings["rules"].items()}
         recipe = IntensityRecipe.from_dict(settings["recipe"]) if settings["recipe"] is not None else None
-    except (KeyError, TypeError, OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise InputError(
-            f"the model is damaged or of another version ({' '.join(str(error).split())[:200]})",
-            path=folder,
-            remedy="Copy the folder again, or train anew",
-        ) from None
     classifier = classifier_from(folder / CLASSIFIER, device) if settings["classifier"] else None
     return TagGAN(
         generators,

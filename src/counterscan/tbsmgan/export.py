@@ -47,6 +47,7 @@ def facts_of(gan: StyleGAN, shown: Sequence[str] = (), settings: Mapping[str, st
     return {
         "Synthetic": "true",
         "Description": NOTICE,
+        "Disclaimer": "Research use only. Not a medical device.",
         "Software": f"counterscan {counterscan.__version__}",
         "Checkpoint": gan.checkpoint,
         "Findings asked for": ", ".join(shown) or "none",

@@ -30,10 +30,11 @@ from counterscan.care import evaluating
 from counterscan.data.findings import canonical_name
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
-from counterscan.files import atomic_write, read_json, write_json
+from counterscan.files import read_json, write_json
 from counterscan.metrics.memorisation import FEWEST, thumbnails
 from counterscan.metrics.realism import InDomainFeatures, features_of, nearest_neighbours
 from counterscan.nets.cnn import Classifier
+from counterscan.pretrained import write_tensors
 from counterscan.training.checkpoint import weights_digest
 
 Sign = Literal[1, -1]
@@ -292,8 +293,7 @@ class Gate:
             InputError: the folder cannot be written.
         """
         folder = Path(folder)
-        with atomic_write(folder / _TENSORS) as handle:
-            handle.write(safetensors.torch.save({name: x.contiguous() for name, x in self.reference.items()}))
+        write_tensors(folder / _TENSORS, self.reference)
         settings = {
             "config": asdict(self.config),
             "limits": asdict(self.limits),

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import counterscan
 from counterscan.errors import InputError
-from counterscan.files import atomic_write, read_json, write_json, write_text
+from counterscan.files import read_json, write_json, write_text
 from counterscan.metrics.validity import psnr, ssim
 from counterscan.nets.latent_encoder import LatentEncoder, LatentEncoderConfig
+from counterscan.pretrained import model_folder, reading, write_tensors
 from counterscan.tbsmgan.generator import StyleGAN
 from counterscan.tbsmgan.inversion import Latents, Likeness, LikenessConfig, RefineConfig, check_images, refine, render
 from counterscan.training.checkpoint import weights_digest
@@ -129,9 +130,7 @@ class Inverter:
             InputError: the folder cannot be written.
         """
         folder = Path(folder)
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.encoder.state_dict().items()}
-        with atomic_write(folder / WEIGHTS) as handle:
-            handle.write(safetensors.torch.save(tensors))
+        write_tensors(folder / WEIGHTS, self.encoder.state_dict())
         classifier = self.likeness.classifier
         settings = {
             "version": counterscan.__version__,
@@ -158,12 +157,10 @@ class Inverter:
         Raises:
             InputError: no encoder, a damaged one, or another generator or classifier.
         """
-        folder = next((f for f in (Path(folder), Path(folder) / "encoder") if (f / SETTINGS).is_file()), Path(folder))
-        if not (folder / SETTINGS).is_file():
-            raise InputError(f"there is no {SETTINGS} here", path=folder, remedy="Train an encoder first")
+        folder = model_folder(Path(folder), SETTINGS, "Train an encoder first", inner="encoder")
         settings: dict[str, Any] = read_json(folder / SETTINGS)
         config = gan.generator.config
-        try:
+        with reading(folder, "encoder"):
             for name, given in (("generator", gan.generator), ("classifier", classifier)):
                 if given is not None and weights_digest(given) != settings[name]:
                     raise InputError(
@@ -178,12 +175,6 @@ class Inverter:
             limits = Limits(**settings["limits"]) if settings["limits"] is not None else None
             likeness = Likeness(LikenessConfig(**settings["likeness"]), classifier)
             return cls(gan, encoder, likeness, RefineConfig(**settings["refine"]), limits)
-        except (KeyError, TypeError, OSError, RuntimeError, safetensors.SafetensorError) as error:
-            raise InputError(
-                f"the encoder is damaged or of another version ({' '.join(str(error).split())[:200]})",
-                path=folder,
-                remedy="Copy the folder again, or train anew",
-            ) from None
 
 
 def _card(inverter: Inverter) -> str:

@@ -10,9 +10,9 @@ import safetensors.torch
 
 import counterscan
 from counterscan.data.intensity import IntensityRecipe
-from counterscan.errors import InputError
-from counterscan.files import atomic_write, read_json, write_json, write_text
+from counterscan.files import read_json, write_json, write_text
 from counterscan.nets.stylegan2 import Generator, StyleGANConfig
+from counterscan.pretrained import model_folder, reading, write_tensors
 from counterscan.tbsmgan.generator import LabelMix, StyleGAN, TrainingPatients
 from counterscan.training.checkpoint import weights_digest
 
@@ -22,11 +22,10 @@ _MIX_LABELS, _MIX_SHARES = "mix/labels", "mix/shares"
 
 def save(gan: StyleGAN, folder: Path) -> Path:
     """Write a generator; the settings file is written last, so that a folder with one is whole."""
-    tensors = {f"generator/{name}": t.detach().cpu().contiguous() for name, t in gan.generator.state_dict().items()}
+    tensors = {f"generator/{name}": t for name, t in gan.generator.state_dict().items()}
     if gan.mix is not None:
-        tensors |= {_MIX_LABELS: gan.mix.labels.contiguous(), _MIX_SHARES: gan.mix.shares.contiguous()}
-    with atomic_write(folder / WEIGHTS) as handle:
-        handle.write(safetensors.torch.save(tensors))
+        tensors |= {_MIX_LABELS: gan.mix.labels, _MIX_SHARES: gan.mix.shares}
+    write_tensors(folder / WEIGHTS, tensors)
     settings = {
         "version": counterscan.__version__,
         "findings": list(gan.findings),
@@ -49,15 +48,13 @@ def load(folder: Path, device: str = "cpu") -> StyleGAN:
     Raises:
         InputError: no generator, or a damaged one.
     """
-    folder = next((f for f in (folder, folder / "model") if (f / SETTINGS).is_file()), folder)
-    if not (folder / SETTINGS).is_file():
-        raise InputError(
-            f"there is no {SETTINGS} here",
-            path=folder,
-            remedy="Give the folder of a finished `counterscan augment gan train`; the same command again finishes it",
-        )
+    folder = model_folder(
+        folder,
+        SETTINGS,
+        "Give the folder of a finished `counterscan augment gan train`; the same command again finishes it",
+    )
     settings: dict[str, Any] = read_json(folder / SETTINGS)
-    try:
+    with reading(folder, "generator"):
         tensors = safetensors.torch.load_file(folder / WEIGHTS)
         generator = Generator(StyleGANConfig(**settings["network"]))
         prefix = "generator/"
@@ -79,9 +76,3 @@ def load(folder: Path, device: str = "cpu") -> StyleGAN:
             tuple(settings["diagnoses"]),
             tuple(settings["facts"]),
         )
-    except (KeyError, TypeError, OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise InputError(
-            f"the generator is damaged or of another version ({' '.join(str(error).split())[:200]})",
-            path=folder,
-            remedy="Copy the folder again, or train anew",
-        ) from None

@@ -10,15 +10,15 @@ from typing import Any, Literal, Protocol
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import counterscan
 from counterscan.care import evaluating
 from counterscan.errors import InputError
-from counterscan.files import atomic_write, read_json, write_json, write_text
+from counterscan.files import read_json, write_json, write_text
 from counterscan.nets.text_image import TinyClip, TinyClipConfig, bounded_scale
+from counterscan.pretrained import model_folder, reading, write_tensors
 from counterscan.text.tokenizer import ReportTokenizer, words
 from counterscan.training.checkpoint import weights_digest
 
@@ -230,10 +230,7 @@ class TinyTextImage(TrainableClip):
         """
         folder = Path(folder)
         self.tokenizer.save(folder / TOKENIZER)
-        with atomic_write(folder / WEIGHTS) as handle:
-            handle.write(
-                safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()})
-            )
+        write_tensors(folder / WEIGHTS, self.net.state_dict())
         settings = {
             "kind": "tiny",
             "version": counterscan.__version__,
@@ -256,16 +253,13 @@ def load_clip(folder: str | Path, device: str = "cpu") -> TrainableClip:
     Raises:
         InputError: no model there, or a damaged one.
     """
-    folder = Path(folder)
-    folder = next((f for f in (folder, folder / "model") if (f / SETTINGS).is_file()), folder)
-    if not (folder / SETTINGS).is_file():
-        raise InputError(
-            f"there is no {SETTINGS} here",
-            path=folder,
-            remedy="Give the folder of a trained text-image model; for a pretrained one of others use load_pretrained",
-        )
+    folder = model_folder(
+        Path(folder),
+        SETTINGS,
+        "Give the folder of a trained text-image model; for a pretrained one of others use load_pretrained",
+    )
     settings = read_json(folder / SETTINGS)
-    try:
+    with reading(folder):
         if settings["kind"] == "pretrained":
             from counterscan.text.hub import load_saved
 
@@ -276,12 +270,6 @@ def load_clip(folder: str | Path, device: str = "cpu") -> TrainableClip:
             )
             model.net.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
         model.trained_on = dict(settings["trained_on"])
-    except (KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"the model is damaged or of another version ({' '.join(str(error).split())[:200]})",
-            path=folder,
-            remedy="Copy the folder again, or train anew",
-        ) from None
     return model.to(device).eval().requires_grad_(False)
 
 

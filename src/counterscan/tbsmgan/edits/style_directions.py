@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from counterscan.errors import InputError
-from counterscan.files import atomic_write
+from counterscan.pretrained import write_tensors
 from counterscan.tbsmgan.edits.base import Editor, Move, Origin, digest_of, embedded, images_of, unit
 from counterscan.tbsmgan.edits.prompt import Prompt, TextDirections, TextImage
 from counterscan.tbsmgan.generator import StyleGAN
@@ -140,9 +140,7 @@ def cached(
         except (KeyError, SafetensorError):
             raise InputError("is damaged", path=path, remedy="Delete it; it is measured again") from None
     channels = measure(gan, model, config, progress)
-    tensors = {"responses": channels.responses, "deviations": channels.deviations}
-    with atomic_write(path) as handle:
-        handle.write(safetensors.torch.save({name: x.cpu().contiguous() for name, x in tensors.items()}))
+    write_tensors(path, {"responses": channels.responses, "deviations": channels.deviations})
     return channels
 
 
