@@ -236,6 +236,15 @@ def test_splits_that_leak_are_told(tmp_path):
     assert "1 held-out real images equal a training image" in card["Memorisation"].left_out[0]
 
 
+def test_a_set_of_one_patient_is_judged_without_its_variety(tmp_path):
+    store = fresh()
+    alone = PreparedStore.from_arrays(
+        pixels(store), labels=store.labels, findings=store.findings, patients=["only"] * len(store)
+    )
+    card = judged(alone, tmp_path)
+    assert any("all images are of one patient" in text for text in card["Diversity"].left_out)
+
+
 def test_a_classifier_is_trained_where_none_is_given_and_its_runs_are_taken_up(tmp_path):
     config = replace(CONFIG, classifier=UNTRAINED, usefulness=1)
     card = audit_images(fresh(60), real(), tmp_path, config)

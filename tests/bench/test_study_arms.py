@@ -18,9 +18,10 @@ from counterscan.bench.study_arms import (
     weighted_bce,
 )
 from counterscan.bench.study_config import StudyConfig
-from counterscan.bench.study_models import Stated, Study
+from counterscan.bench.study_models import Study
 from counterscan.classify.task import LabelledRows
 from counterscan.data.store import PreparedStore
+from counterscan.text.stated import SentenceReader
 from counterscan.training import BalancedSampler
 from tests.bench.study_toy import CONFIG, toy_store
 
@@ -111,7 +112,11 @@ def test_arms_without_anything_added_see_training_rows_only(tmp_path: Path, arm:
 
 
 def test_sentences_are_read_by_the_rules() -> None:
-    read = Stated(("Edema", "Pneumothorax", "COVID-19"))
+    reader = SentenceReader(("Edema", "Pneumothorax", "COVID-19"), by_name=True)
+
+    def read(sentence: str) -> list[float]:
+        return list(reader(sentence))
+
     assert read("mild pulmonary edema") == pytest.approx([1.0, NAN, NAN], nan_ok=True)
     assert read("no pneumothorax") == pytest.approx([NAN, 0.0, NAN], nan_ok=True)
     assert read("no finding") == [0.0, 0.0, 0.0]

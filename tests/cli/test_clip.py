@@ -35,3 +35,9 @@ def test_a_folder_that_is_no_clip_is_refused(store: Path, tmp_path: Path, capsys
     arguments = ["augment", "clip", "train", str(store), "--out", str(tmp_path / "run"), "--pretrained", str(tmp_path)]
     assert main(arguments) != 0
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_control_does_not_take_true_labels(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["augment", "clip", "train", str(store), "--out", str(tmp_path / "run"), "--view", "shuffled"]
+    assert main(arguments) != 0
+    assert "--loss info-nce" in capsys.readouterr().err

@@ -154,6 +154,26 @@ def test_edited_real_images_stay_their_patients(gate: Gate, tmp_path: Path) -> N
     assert [source[p] for p in table.frame["patient"]] == table.frame["Pleural Effusion"].tolist()
 
 
+def test_a_budget_that_cuts_a_batch_edits_no_image_twice(gate: Gate, tmp_path: Path) -> None:
+    gan, data = linear_gan(), store()
+    train = data.subset(data.split == "train")
+    w = (blocks_of(train.images()) / 0.1)[:, None].expand(-1, 2, -1)
+    asked: list[int] = []
+    supply = Inverted(w, torch.from_numpy(train.labels), FINDINGS, train.patients.tolist(), torch.arange(len(train)))
+
+    class Watched(Gate):
+        def judge(self, *given: object, own: torch.Tensor | None = None, **more: object) -> object:
+            assert own is not None
+            asked.extend(own.tolist())
+            return super().judge(*given, own=own, **more)  # type: ignore[arg-type]
+
+    strict = Watched(gate.verifiers, replace(gate.limits, copy=10.0), gate.reference)  # nothing passes
+    config = replace(CONFIG, tries=2.5)  # of 10 wanted: 16 and then 9
+    report = synthesize(gan, LabelSwap(gan), strict, PROMPTS, {"Edema": 10}, tmp_path, config, supply=supply)
+    assert "the budget of 25 tries is spent" in report.short["Edema"]
+    assert len(asked) == len(set(asked)) == 25
+
+
 def test_strengths_are_chosen_where_none_is_given(gate: Gate, tmp_path: Path) -> None:
     report = made(tmp_path, gate, {"Edema": 5}, replace(CONFIG, strength=None))
     assert report.strengths["Edema"] > 0

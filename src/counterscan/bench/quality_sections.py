@@ -195,6 +195,8 @@ def diversity(
         words.append("{}: recall {:.2f} and coverage {:.2f} times that of held-out real images".format(space, *shares))
         ratios, missing = _within(sets, space)
         left_out += [text for text in missing if text not in left_out]
+        if not ratios:
+            continue
         title = f"Distance within findings over that of held-out real images, {space} features"
         cells: list[list[Cell]] = [[name, ratio, *counts] for name, (ratio, counts) in ratios.items()]
         tables.append(Table(title, ("Images", "Ratio", "Synthetic", "Real"), cells, digits=3))

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,7 +29,7 @@ from counterscan.bench.study_content import TEXTUAL, Made
 from counterscan.bench.study_models import Study
 from counterscan.classify import ClassifierTask, ClassifyConfig
 from counterscan.classify.deepauc import AUCConfig, DeepAUCConfig, DeepAUCTask, started
-from counterscan.classify.task import LabelledRows
+from counterscan.classify.task import LabelledRows, predict_logits
 from counterscan.data.augment import AugmentConfig, augment
 from counterscan.data.store import PreparedStore
 from counterscan.files import atomic_write
@@ -231,7 +230,7 @@ def train_arm(study: Study, arm: Arm, number: int) -> str:
     classifier = task.modules["classifier"]
     if study.config.auc_steps:
         classifier = _deep_auc(study, classifier, rows, sampler, config, path.parent / "auc", about)
-    scores = {split: _scores(classifier.eval(), study.part(split)) for split in ("val", "test")}
+    scores = {split: predict_logits(classifier.eval(), study.part(split), _BATCH).numpy() for split in ("val", "test")}
     share = _shown(rows, sampler, config.steps)
     spent = np.array(time.process_time() - began)
     buffer = io.BytesIO()
@@ -281,16 +280,6 @@ def after_first(sampler: Sampler) -> Sampler:
     if isinstance(sampler, BothSampler) and sampler.first is not None:
         return BothSampler(sampler.real, sampler.added, sampler.offset)
     return sampler
-
-
-@torch.no_grad()
-def _scores(classifier: torch.nn.Module, store: PreparedStore) -> np.ndarray:
-    """(N, C) float32 logits."""
-    device, parts = next(classifier.parameters()).device, []
-    for at in range(0, len(store), _BATCH):
-        # In float32: the steps of bfloat16 would tie scores that a ranking must tell apart.
-        parts.append(classifier(store.images(slice(at, at + _BATCH)).to(device)).float().cpu())
-    return torch.cat(parts).numpy()
 
 
 def _shown(rows: StudyRows, sampler: Sampler, steps: int, looked: int = 200) -> np.ndarray:

@@ -26,13 +26,13 @@ from counterscan.tbsmgan import fit as fit_gan
 from counterscan.tbsmgan import preset as gan_preset
 from counterscan.tbsmgan.gate import Gate, GateConfig
 from counterscan.tbsmgan.steering import Steering
-from counterscan.text import Extractor
 from counterscan.text.clip import TinyTextImage, TrainableClip, load_clip
 from counterscan.text.clip_config import ClipConfig
 from counterscan.text.clip_training import Pairs, patients_digest
 from counterscan.text.clip_training import fit as fit_clip
+from counterscan.text.stated import SentenceReader
 from counterscan.text.tokenizer import ReportTokenizer
-from counterscan.text.views import NO_FINDING_TEXT, corpus_view
+from counterscan.text.views import corpus_view
 from counterscan.text.zeroshot import ZeroShot, judge
 
 _ZERO_SHOT, _GENERATOR = "zeroshot.json", "model/stylegan.json"
@@ -169,7 +169,7 @@ def fit_text_model(study: Study, view: str) -> TrainableClip:
     else:
         pairs = _pairs(study, view)
         # Labels would mend texts that are wrong on purpose.
-        stated = None if view in CONTROLS else Stated(study.findings)
+        stated = None if view in CONTROLS else SentenceReader(study.findings, by_name=True)
         model = fit_clip(pairs, folder, _clip_config(study, view), label_sentence=stated)
     val = study.part("val")
     judge(model, val, torch.from_numpy(study.targets("val")), study.findings).save(folder / _ZERO_SHOT)
@@ -237,37 +237,6 @@ def _refuse_leak(study: Study, model: TrainableClip, view: str) -> None:
             field="text-image model",
             remedy="It may have seen test patients. Train one on this store's split train: leave it out",
         )
-
-
-@dataclass(frozen=True)
-class Stated:
-    """What the rules read in a sentence, per finding: 1, 0, or NaN where it does not say or hedges."""
-
-    findings: tuple[str, ...]
-
-    def __call__(self, sentence: str) -> list[float]:
-        if sentence == NO_FINDING_TEXT:
-            return [0.0] * len(self.findings)
-        read = _extractor()(sentence)
-        labels = dict(read.labels)
-        # Findings beyond CheXpert's 14 are read, too.
-        for found in read.findings:
-            labels.setdefault(found.name, {"present": 1.0, "absent": 0.0}.get(found.status, np.nan))
-        low = sentence.lower()
-        for name in self.findings:
-            # What the rules have no words for is taken by its name.
-            if name not in labels and name.lower() in low:
-                labels[name] = float(not low.startswith("no "))
-        return [value if (value := labels.get(name, np.nan)) in (0, 1) else np.nan for name in self.findings]
-
-
-_RULES: list[Extractor] = []
-
-
-def _extractor() -> Extractor:
-    if not _RULES:
-        _RULES.append(Extractor())
-    return _RULES[0]
 
 
 def load_steering(study: Study, view: str, number: int) -> Steering:

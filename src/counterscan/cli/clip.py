@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from counterscan.errors import InputError
+
 if TYPE_CHECKING:
     from counterscan.text.clip import TrainableClip
     from counterscan.text.clip_config import ClipConfig
@@ -61,8 +63,15 @@ class ClipTrain:
         pairs = Pairs.from_store(learn)
         if self.view != "report":
             pairs = Pairs.from_store(learn, corpus_view(self.view, pairs.texts, extractor, seed=self.seed))
-        stated = SentenceReader(learn.findings, extractor) if self.loss in ("soft", "sigmoid-soft") else None
-        model = fit(pairs, self.out, self._config(len(pairs)), model=self._start(), label_sentence=stated)
+        config = self._config(len(pairs))
+        if self.view in ("shuffled", "inverted") and config.uses_labels:
+            raise InputError(
+                f"true labels would mend the {self.view} texts, which are wrong on purpose",
+                field="--loss",
+                remedy="A control takes --loss info-nce",
+            )
+        stated = SentenceReader(learn.findings, extractor, by_name=True) if config.uses_labels else None
+        model = fit(pairs, self.out, config, model=self._start(), label_sentence=stated)
         known = judge(model, val, torch.from_numpy(val.labels), val.findings)
         known.save(self.out / ZERO_SHOT)
         for name, auc in known.auc.items():

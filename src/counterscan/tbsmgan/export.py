@@ -42,15 +42,17 @@ def quantised(image: Tensor, bits: int) -> np.ndarray:
     return np.rint(values).astype(np.uint8 if bits == 8 else np.uint16)
 
 
-def facts_of(gan: StyleGAN, shown: Sequence[str] = (), settings: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What a file says of itself: who made it and what was asked for."""
+def facts_of(
+    gan: StyleGAN, shown: Sequence[str] | None = None, settings: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """What a file says of itself: who made it and what was asked for; None where that is not one thing."""
     return {
         "Synthetic": "true",
         "Description": NOTICE,
         "Disclaimer": "Research use only. Not a medical device.",
         "Software": f"counterscan {counterscan.__version__}",
         "Checkpoint": gan.checkpoint,
-        "Findings asked for": ", ".join(shown) or "none",
+        **({} if shown is None else {"Findings asked for": ", ".join(shown) or "none"}),
         **(settings or {}),
     }
 

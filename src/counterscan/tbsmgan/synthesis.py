@@ -90,6 +90,12 @@ class Bodies:
     patients: Sequence[str]
     rows: Tensor | None = None
 
+    def first(self, count: int) -> Bodies:
+        """The first of them."""
+        chosen = slice(count)
+        rows = None if self.rows is None else self.rows[chosen]
+        return Bodies(self.origin.take(chosen), self.labels[chosen], self.patients[chosen], rows)
+
 
 class Supply(Protocol):
     """Gives bodies without end, or until there are no more."""
@@ -274,10 +280,12 @@ class _Run:
                 self.short[name] = f"the budget of {budget} tries is spent; {share:.1%} of the edits passed the gate"
                 break
             number = self.batches.get(name, 0)
-            bodies = supply(name, config.sign, number, min(config.batch, budget - tried))
+            bodies = supply(name, config.sign, number, config.batch)
             if bodies is None:
                 self.short[name] = f"all {tried} images that could be edited were tried"
                 break
+            # Batches are asked for whole and cut here: one of another size would start elsewhere among the images.
+            bodies = bodies.first(budget - tried)
             if name not in self.strengths:
                 self.strengths[name] = self._strength(prompt, bodies)
             edited = self.editor.edit(bodies.origin, prompt, self.strengths[name])

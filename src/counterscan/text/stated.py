@@ -16,20 +16,24 @@ class SentenceReader:
     Args:
         findings: K names that the rules know.
         extractor: with a hospital's own rules; by default the packaged ones.
+        by_name: take findings beyond CheXpert's observations too: as the rules read them or, where they have no words
+            for one, by its name, denied in a sentence that begins with "no". Without it they are refused.
 
     Raises:
-        InputError: a finding that the rules do not know.
+        InputError: a finding that is no observation of CheXpert.
     """
 
-    def __init__(self, findings: Sequence[str], extractor: Extractor | None = None) -> None:
-        self.findings, self.extractor = tuple(findings), extractor or Extractor()
+    def __init__(self, findings: Sequence[str], extractor: Extractor | None = None, *, by_name: bool = False) -> None:
+        self.findings, self.extractor, self.by_name = tuple(findings), extractor or Extractor(), by_name
+        self._seen: dict[str, tuple[float, ...]] = {}
+        if by_name:
+            return
         known = self.extractor("").labels
         for name in self.findings:
             if name not in known:
                 raise InputError(
                     f"the rules do not read {name!r}", field="findings", remedy=f"They read {', '.join(known)}"
                 )
-        self._seen: dict[str, tuple[float, ...]] = {}
 
     def __call__(self, sentence: str) -> tuple[float, ...]:
         """K labels: 1 stated as present, 0 as absent, NaN not said or said with doubt."""
@@ -40,5 +44,13 @@ class SentenceReader:
     def _read(self, sentence: str) -> tuple[float, ...]:
         if sentence == NO_FINDING_TEXT:
             return (0.0,) * len(self.findings)
-        labels = self.extractor(sentence).labels
-        return tuple(labels[name] if labels[name] >= 0 else math.nan for name in self.findings)
+        read = self.extractor(sentence)
+        labels = dict(read.labels)
+        if self.by_name:
+            for found in read.findings:
+                labels.setdefault(found.name, {"present": 1.0, "absent": 0.0}.get(found.status, math.nan))
+            low = sentence.lower()
+            for name in self.findings:
+                if name not in labels and name.lower() in low:
+                    labels[name] = float(not low.startswith("no "))
+        return tuple(value if (value := labels.get(name, math.nan)) in (0, 1) else math.nan for name in self.findings)

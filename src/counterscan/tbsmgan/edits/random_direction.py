@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 
 import torch
 
@@ -43,7 +44,7 @@ class RandomDirection(Editor):
             scale = self.space.size(model.w) / self.space.size(drawn)
             return Move(w=drawn * scale[:, None, None], usual=model.usual, touched=model.touched)
         steps = list(model.styles or ())
-        sds = self._deviations()
+        sds = self._deviations
         chosen = feature_layers(self.gan)
         flat = torch.cat([steps[at] / sds[at] for at in chosen], dim=1)  # (1, C) in standard deviations
         shuffled = flat[:, torch.randperm(flat.shape[1], generator=dice).to(flat.device)]
@@ -53,6 +54,7 @@ class RandomDirection(Editor):
             steps[at] = part * sds[at]
         return Move(styles=steps, usual=model.usual, touched=model.touched)
 
+    @cached_property
     def _deviations(self) -> list[torch.Tensor]:
         """One (C_l,) per layer."""
         drawn = self.gan.styles(Origin.sample(self.gan, self.gan.draw_labels(1024), psi=1.0).w)
