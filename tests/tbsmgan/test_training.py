@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -178,8 +180,11 @@ def test_presets_go_with_their_networks() -> None:
 
 def test_minutes_become_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("counterscan.tbsmgan.training._TRIED", 8)
+    clock = itertools.count()  # a second between any two looks at it: a busy machine's own clock proves nothing
+    monkeypatch.setattr("counterscan.tbsmgan.training.time", SimpleNamespace(monotonic=lambda: next(clock)))
     few, many = (steps_in(minutes, store(), config()) for minutes in (0.05, 0.5))
     assert few >= 1
-    assert 4 < many / few < 25  # ten times as many, as far as a busy machine can tell
+    assert 4 < many / few < 25
+    assert few == 12  # 4 of the 8 tried steps took the second
     with pytest.raises(InputError, match="minutes"):
         steps_in(0, store(), config())

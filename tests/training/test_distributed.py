@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from counterscan.errors import InputError
 from counterscan.training import Context, Interrupted, NonFiniteError, seed_everything, train, uniform_sampler
 from counterscan.training.checkpoint import read_checkpoint
-from counterscan.training.distributed import World, all_reduce_mean, average_gradients, join
+from counterscan.training.distributed import World, all_reduce_mean, average_gradients, join, leave
 from tests.training.toy import Source, ToyGAN, toy_config
 
 SETTINGS = {"steps": 6, "validate_every": 0, "checkpoint_every": 3}
@@ -100,6 +100,13 @@ def stop_at_bad_values(folder: Path, world: World) -> None:
         train(Recorded(), Broken(), toy_config(**SETTINGS), folder / "broken")
 
 
+def leave_nothing_running() -> None:
+    """The group's threads end with the group: at the interpreter's end they would abort the process."""
+    leave()
+    threads = [(task / "comm").read_text() for task in Path("/proc/self/task").glob("*")]
+    assert not [name for name in threads if "gloo" in name]
+
+
 def torchrun(arguments: list[str]) -> subprocess.CompletedProcess:
     launcher = [
         "-m",
@@ -166,3 +173,4 @@ def test_batch_must_divide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 if __name__ == "__main__":
     work(Path(sys.argv[1]))
+    leave_nothing_running()

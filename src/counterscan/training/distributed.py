@@ -9,6 +9,7 @@ overlap with the backward pass, is small at our model sizes.
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -45,8 +46,10 @@ def join(device: str = "auto") -> World:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return World(device=chosen)
     if not dist.is_initialized():
+        # Optimizers import this at their first step, and imported after the group it keeps the group alive past its
+        # destruction. The group's threads then run into the interpreter's end, where they often abort the process.
+        importlib.import_module("torch._dynamo")
         dist.init_process_group("nccl" if gpu else "gloo")
-        # A process that ends with the group's threads still running may abort instead of ending.
         atexit.register(leave)
     return World(dist.get_rank(), dist.get_world_size(), chosen)
 
