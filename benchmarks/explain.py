@@ -13,9 +13,6 @@ tested images. What is done is kept: the same command goes on after an interrupt
 from __future__ import annotations
 
 import multiprocessing
-import os
-import platform
-import sys
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +22,7 @@ import numpy as np
 import torch
 import tyro
 from real import with_split
+from record import facts, phantom_store
 from rich.console import Console
 
 from counterscan.bench.evaluation import Evaluation
@@ -33,11 +31,9 @@ from counterscan.bench.explain_tables import ExplainerEvaluation
 from counterscan.classify import ClassifyConfig, load_classifier, train_classifier
 from counterscan.data.importers import IMPORTERS
 from counterscan.data.phantom.config import PhantomConfig
-from counterscan.data.phantom.dataset import write_phantom
 from counterscan.data.prepare import prepare
-from counterscan.data.splits import folds, split_by_patient
+from counterscan.data.splits import folds
 from counterscan.data.store import PreparedStore
-from counterscan.data.table import StudyTable
 from counterscan.files import read_json, write_json, write_text
 from counterscan.medxgan import MedXGAN
 from counterscan.medxgan.published import PublishedConfig, PublishedMedXGAN
@@ -86,10 +82,11 @@ class Options:
         base = ClassifyConfig(model=model, seed=seed, steps=self.classifier_steps, tensorboard=False)
         return replace(base, augment=replace(base.augment, flip=self.flip))
 
-    def explainer(self, seed: int) -> MedXGANConfig:
-        """Settings of medXGAN+: the package's defaults."""
-        base = MedXGANConfig()
-        return replace(base, training=replace(base.training, steps=self.steps, seed=seed, tensorboard=False))
+
+def explainer_config(steps: int, seed: int) -> MedXGANConfig:
+    """Settings of medXGAN+: the package's defaults."""
+    base = MedXGANConfig()
+    return replace(base, training=replace(base.training, steps=steps, seed=seed, tensorboard=False))
 
 
 def timed(folder: Path, name: str, work: partial) -> float:
@@ -132,7 +129,7 @@ def one_run(options: Options, run: int) -> tuple[int, dict[str, float]]:
         took[name] = timed(folder, name, work)
     classifier = load_classifier(folder / "classifier")
     took["medXGAN+"] = timed(
-        folder, "medxgan", partial(fit, store, classifier, folder / "medxgan", options.explainer(run))
+        folder, "medxgan", partial(fit, store, classifier, folder / "medxgan", explainer_config(options.steps, run))
     )
     explainer = MedXGAN.from_pretrained(folder / "medxgan" / "model")
     published = None
@@ -178,17 +175,16 @@ def report(options: Options) -> None:
     )
     pooled.save(options.out)
     spent = {key: [round(took[k].get(key, 0) / 60, 1) for k in sorted(took)] for key in ("classifier", "medXGAN+")}
-    facts = (
-        f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}, {platform.machine()}, "
-        f"{os.cpu_count()} cores, torch {torch.__version__}; {options.runs} runs, {options.size} px; CPU minutes by "
+    note = (
+        f"{facts()}; {options.runs} runs, {options.size} px; CPU minutes by "
         f"run: {spent}; steps of the published recipe: {[took[k].get('published steps') for k in sorted(took)]}; "
         f"counts {pooled.evaluation.counts()}"
     )
     tables = pooled.tables()
-    write_text(options.out / "results.md", "\n\n".join([facts, *(table.to_markdown() for table in tables)]))
+    write_text(options.out / "results.md", "\n\n".join([note, *(table.to_markdown() for table in tables)]))
     for table in tables:
         Console().print(table.to_markdown())
-    Console().print(facts)
+    Console().print(note)
 
 
 @dataclass
@@ -244,24 +240,16 @@ class Phantom(Options):
     count: int = 1500
     """Films of a run."""
 
-    def prepare(self, run: int) -> None:
-        """Render, split by patient and decode the films of one run."""
-        folder = self.out / f"phantom{run}"
-        table = folder / "split.csv"
-        if not table.exists():
-            config = PhantomConfig(size=self.size, findings=("Consolidation", "Pneumothorax"), prevalence=0.3)
-            made = write_phantom(folder, self.count, config, run, workers=1)
-            split_by_patient(made, {"train": 0.7, "val": 0.1, "test": 0.2}, run).write(table)
-        prepare(StudyTable.read(table), self.out / f"store{run}", size=self.size, workers=1)
-
     def store(self, run: int) -> PreparedStore:
-        """The films of one run."""
-        return PreparedStore.open(self.out / f"store{run}")
+        """The films of one run; rendered the first time."""
+        config = PhantomConfig(size=self.size, findings=("Consolidation", "Pneumothorax"), prevalence=0.3)
+        shares = {"train": 0.7, "val": 0.1, "test": 0.2}
+        return phantom_store(self.out / f"phantom{run}", self.out / f"store{run}", self.count, config, shares, run)
 
     def run(self) -> None:
         """All of it."""
         for run in range(self.runs):
-            self.prepare(run)
+            self.store(run)  # here, before two processes ask for it
         report(self)
 
 

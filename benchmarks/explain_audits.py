@@ -11,9 +11,6 @@ for a classifier whose layers were randomised. `speed`: seconds per explanation 
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from explain import timed
+from explain import explainer_config, timed
 from real import with_split
-from rich.console import Console
+from record import facts, phantom_store, publish
 from torch import Tensor, nn
 
 from counterscan.bench.explain_classifier import Reading, spaced
@@ -35,41 +32,16 @@ from counterscan.bench.subjects import study_batch
 from counterscan.classify import ClassifyConfig, load_classifier, train_classifier
 from counterscan.counterpart import Query, StudyBatch
 from counterscan.data.phantom.config import PhantomConfig
-from counterscan.data.phantom.dataset import write_phantom
 from counterscan.data.phantom.marks import SHORTCUT_CORNER
-from counterscan.data.prepare import prepare
-from counterscan.data.splits import folds, split_by_patient
+from counterscan.data.splits import folds
 from counterscan.data.store import PreparedStore
-from counterscan.data.table import StudyTable
-from counterscan.files import write_text
 from counterscan.medxgan import MedXGAN
 from counterscan.medxgan.inversion import RefineConfig
 from counterscan.medxgan.published import PublishedMedXGAN
-from counterscan.medxgan.training import MedXGANConfig, fit
+from counterscan.medxgan.training import fit
 from counterscan.metrics.intervals import mean_interval
 from counterscan.metrics.localisation import pixel_average_precision, pointing_game
 from counterscan.report.tables import Table
-
-
-def facts() -> str:
-    """Command, date and machine."""
-    return (
-        f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} "
-        f"cores, torch {torch.__version__}, {torch.get_num_threads()} thread"
-    )
-
-
-def publish(table: Table, note: str, path: Path) -> None:
-    """Print a table and write it."""
-    write_text(path, f"{note}\n\n{table.to_markdown()}")
-    Console().print(table.to_markdown())
-    Console().print(note)
-
-
-def explainer_config(steps: int, seed: int) -> MedXGANConfig:
-    """The package's defaults."""
-    base = MedXGANConfig()
-    return replace(base, training=replace(base.training, steps=steps, seed=seed, tensorboard=False))
 
 
 @dataclass
@@ -129,7 +101,7 @@ class Shortcut:
         with_tag, without = reading.margins(images), reading.margins(painted_over(images, box))
         carried = (with_tag >= 0) & ((without < 0) | (with_tag - without >= 1))
         chosen = spaced(tagged[carried.numpy()], self.most)
-        names = [f"{seed} {patient}" for patient in store.patients[chosen]]
+        names = np.array([f"{seed} {patient}" for patient in store.patients[chosen]])
         peers = explain_peers(explainer, store, finding, folder=folder)
         batch, truth = study_batch(store, chosen, names), box.expand(len(chosen), 1, -1, -1)
         for name, system in peers.systems.items():
@@ -140,20 +112,16 @@ class Shortcut:
             if system is explainer:
                 after = torch.stack([a.counterpart for a in answers if a.counterpart is not None])
                 removed.append(1 - contrast(after, box) / contrast(batch.images, box))
-        return names
+        return names.tolist()
 
     def store(self, seed: int) -> tuple[PreparedStore, np.ndarray]:
         """Films and which of them carry the tag."""
         folder = self.out / f"phantom{seed}"
-        table = folder / "split.csv"
-        if not table.exists():
-            config = PhantomConfig(
-                size=self.size, findings=("Consolidation",), prevalence=0.4, shortcut="Consolidation", shortcut_rate=0.9
-            )
-            made = write_phantom(folder, self.count, config, seed, workers=1)
-            split_by_patient(made, {"train": 0.6, "val": 0.1, "test": 0.3}, seed).write(table)
-        prepare(StudyTable.read(table), self.out / f"store{seed}", size=self.size, workers=1)
-        store = PreparedStore.open(self.out / f"store{seed}")
+        config = PhantomConfig(
+            size=self.size, findings=("Consolidation",), prevalence=0.4, shortcut="Consolidation", shortcut_rate=0.9
+        )
+        shares = {"train": 0.6, "val": 0.1, "test": 0.3}
+        store = phantom_store(folder, self.out / f"store{seed}", self.count, config, shares, seed)
         return store, store.table.frame["shortcut"].to_numpy().astype(int) == 1
 
 
@@ -269,7 +237,7 @@ class Speed(Trained):
                 asked.append((f"medXGAN+, {steps} steps", count, lambda x, s=system: s.explain(x, self.finding)))
         for name in ("Grad-CAM", "IG, black", "SmoothGrad", "Occlusion", "RISE", "Wachter", "Latent Shift"):
             system = peers.systems[name]
-            asked.append((name, 12, lambda x, s=system: s.counterparts(batch_of(x), Query(self.finding))))
+            asked.append((name, 12, lambda x, s=system: s.counterparts(StudyBatch(x), Query(self.finding))))
         taken: dict[tuple[str, int], list[float]] = {}
         for _ in range(3):
             for name, count, ask in asked:
@@ -288,13 +256,10 @@ class Speed(Trained):
         cells = [[name, n, float(np.median(t)), float(np.median(t)) / own] for (name, n), t in taken.items()]
         columns = ("System", "Images at once", "Seconds an image", "Ratio to medXGAN+, 50 steps, 12 at once")
         publish(
-            Table("Time", columns, cells, digits=3), f"{facts()}; medians of 3 rounds.", self.run_folder / "speed.md"
+            Table("Time", columns, cells, digits=3),
+            f"{facts()}; medians of 3 rounds.",
+            self.run_folder / "speed.md",
         )
-
-
-def batch_of(images: Tensor) -> StudyBatch:
-    """Images as a batch of unknown patients."""
-    return StudyBatch(images)
 
 
 if __name__ == "__main__":

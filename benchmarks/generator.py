@@ -14,10 +14,6 @@ phantom films; KID against 1,000 other films, in features of a classifier of yet
 from __future__ import annotations
 
 import multiprocessing
-import os
-import platform
-import sys
-import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,37 +23,22 @@ import torch
 import tyro
 from explain import timed
 from real import with_split
-from rich.console import Console
+from record import facts, phantom_store, publish
 from torch import Tensor
 
 from counterscan.classify import ClassifyConfig, load_classifier, train_classifier
 from counterscan.data.importers import IMPORTERS
-from counterscan.data.phantom import PhantomConfig, write_phantom
+from counterscan.data.phantom import PhantomConfig
 from counterscan.data.prepare import prepare
-from counterscan.data.splits import folds, split_by_patient
+from counterscan.data.splits import folds
 from counterscan.data.store import PreparedStore
-from counterscan.data.table import StudyTable
-from counterscan.files import write_text
 from counterscan.metrics.distance_interval import distance_interval
 from counterscan.metrics.realism import InDomainFeatures, features_of, kid
 from counterscan.report.tables import Cell, Table
 from counterscan.tbsmgan import GANConfig, StyleGAN, fit, preset
 from counterscan.training import read_metrics
 
-
-def facts() -> str:
-    """Command, date and machine."""
-    return (
-        f"`{' '.join(['python', *sys.argv])}`, {time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} "
-        f"cores, torch {torch.__version__}, one thread a run"
-    )
-
-
-def publish(table: Table, note: str, folder: Path) -> None:
-    """Print a table and write it."""
-    write_text(folder / "results.md", f"{note}\n\n{table.to_markdown()}")
-    Console().print(table.to_markdown())
-    Console().print(note)
+FILMS = PhantomConfig(size=64, prevalence=0.25)
 
 
 @dataclass
@@ -105,7 +86,7 @@ class Options:
             f"that watches; learned: {', '.join(learned) or 'none'}; trouble: {'; '.join(gan.diagnoses) or 'none'}."
         )
         columns = ("Figure", f"after {seen[0]['step']} steps", "chosen checkpoint")
-        publish(Table("Generator", columns, rows, digits=3), note, self.out)
+        publish(Table("Generator", columns, rows, digits=3), note, self.out / "results.md")
 
 
 @dataclass
@@ -117,7 +98,14 @@ class Phantom(Options):
 
     def store(self) -> PreparedStore:
         """Films of this seed."""
-        return phantom_store(self.out, self.count, {"train": 0.84, "val": 0.08, "test": 0.08}, self.seed)
+        return phantom_store(
+            self.out / "phantom",
+            self.out / "store",
+            self.count,
+            FILMS,
+            {"train": 0.84, "val": 0.08, "test": 0.08},
+            self.seed,
+        )
 
 
 @dataclass
@@ -165,7 +153,9 @@ class Few(Options):
 
     def store(self) -> PreparedStore:
         """Films; those of the split test are what samples are compared with."""
-        return phantom_store(self.out, 3000, {"train": 0.6, "val": 0.05, "test": 0.35}, self.seed)
+        return phantom_store(
+            self.out / "phantom", self.out / "store", 3000, FILMS, {"train": 0.6, "val": 0.05, "test": 0.35}, self.seed
+        )
 
     def run(self) -> None:
         """Every number, with and without, every seed."""
@@ -193,7 +183,7 @@ class Few(Options):
                 rows.append([f"{n} films, {'with' if how == 'adaptive' else 'without'} ADA", *cells])
         columns = ("Training", *(f"{what}, seed {s}" for s in range(self.seeds) for what in ("KID", "copies")))
         note = f"{facts()}; {self.steps} steps; KID of 1,000 samples against {len(test)} films nobody learned from."
-        publish(Table("Few images", columns, rows, digits=4), note, self.out)
+        publish(Table("Few images", columns, rows, digits=4), note, self.out / "results.md")
 
     def one(self, job: tuple[int, str, int]) -> tuple[Tensor, float]:
         """Samples of one generator, and its share of near copies."""
@@ -211,16 +201,6 @@ class Few(Options):
         )
         gan = fit(few, folder, config, classifier=load_classifier(self.out / "judge"))
         return gan.sample(1000, seed=seed), float(gan.figures["copies"])
-
-
-def phantom_store(folder: Path, count: int, shares: dict[str, float], seed: int) -> PreparedStore:
-    """Films on disk, split by patient, prepared once."""
-    table = folder / "phantom" / "split.csv"
-    if not table.exists():
-        made = write_phantom(folder / "phantom", count, PhantomConfig(size=64, prevalence=0.25), seed, workers=1)
-        split_by_patient(made, shares, seed).write(table)
-    prepare(StudyTable.read(table), folder / "store", size=64, workers=1)
-    return PreparedStore.open(folder / "store")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from rich.console import Console
 
 from counterscan.bench.study_config import PROFILES, SPLITS, StudyConfig
 from counterscan.bench.study_run import run_study
+from counterscan.cli.study import StudyOptions
 from counterscan.data.importers import IMPORTERS
 from counterscan.data.phantom import PhantomConfig, write_phantom
 from counterscan.data.prepare import prepare
@@ -34,31 +35,9 @@ from counterscan.errors import InputError
 
 
 @dataclass
-class Options:
+class Options(StudyOptions):
     """What all sets share; what is not given is the profile's."""
 
-    out: Path
-    """Folder of images, study and report."""
-    profile: Literal["quick", "full"] = "quick"
-    """See `counterscan augment study`."""
-    size: int = 64
-    """Side of the images in pixels."""
-    workers: int = 2
-    """Processes of one thread each."""
-    arms: tuple[str, ...] = ()
-    """Which arms."""
-    views: tuple[str, ...] = ()
-    """Texts of the text-image models."""
-    shares: tuple[float, ...] = ()
-    """Synthetic parts of each batch."""
-    seeds: int | None = None
-    """Runs of each arm."""
-    steps: int | None = None
-    """Steps of each run."""
-    synthetic: int | None = None
-    """Images of each content and sign."""
-    gan_steps: int | None = None
-    """Steps of the generator."""
     clip_steps: int | None = None
     """Steps of the text-image model."""
     verifier_steps: int | None = None
@@ -67,25 +46,14 @@ class Options:
     """At most so many edits per image that is wanted."""
     resamples: int | None = None
     """Bootstrap draws of patients."""
-    method: Literal["style", "learned"] | None = None
-    """How text moves an image."""
     others: Literal["source", "agreed"] | None = None
     """Labels of findings that were not edited."""
-    force: bool = False
-    """Also steer to findings that the generator has not learnt; the gate judges."""
     cards: bool = False
     """Quality cards of the synthetic sets."""
-    generator: Path | None = None
-    """A generator that was trained on this very store."""
-    text_model: Path | None = None
-    """A text-image model that was trained on this very split train."""
 
     def config(self, **own: Any) -> StudyConfig:
         """The profile with what a set needs, and what was asked for."""
-        names = ("arms", "views", "shares", "seeds", "steps", "synthetic", "gan_steps", "clip_steps", "verifier_steps")
-        asked = {
-            name: value for name in (*names, "tries", "resamples", "method", "others") if (value := getattr(self, name))
-        }
+        asked = self.given("clip_steps", "verifier_steps", "tries", "resamples", "others")
         base = PROFILES[self.profile]()
         return replace(base, force=self.force, cards=self.cards or base.cards, **{**own, **asked})
 

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
 from counterscan.errors import InputError
 
-if TYPE_CHECKING:
-    from counterscan.data.store import PreparedStore
-
 
 @dataclass
-class Study:
-    """Compare classifiers trained with and without synthetic images, under a protocol that is frozen first."""
+class StudyOptions:
+    """What a study can be asked for; what is not given is the profile's."""
 
-    data: tyro.conf.Positional[Path]
-    """A study table (CSV or Parquet, with splits and the column report), or a folder of `counterscan data prepare`."""
-    out: Path
+    out: Path = field(kw_only=True)
     """Folder of the study; the same command goes on with an interrupted one."""
     profile: Literal["quick", "full"] = "quick"
     """quick: about an hour of CPU time at 64 px. full: every text view and share, three generators, more of all."""
     size: int = 64
     """Side in pixels to which the images of a table are prepared."""
-    findings: tuple[str, ...] = ()
-    """Which findings; default: all of the table."""
     arms: tuple[str, ...] = ()
     """Which arms, such as real classic both both:pretrain; default: the profile's."""
     views: tuple[str, ...] = ()
@@ -42,8 +35,6 @@ class Study:
     """Images that each content is to have, per sign; default: the profile's."""
     gan_steps: int | None = None
     """Steps of each generator; default: the profile's."""
-    preset: str | None = None
-    """Of the generator's networks: cxr64-cpu, cxr64-lite, cxr128, cxr256; default: by size."""
     method: Literal["style", "learned"] | None = None
     """How text moves an image; default: the profile's."""
     force: bool = False
@@ -55,21 +46,37 @@ class Study:
     workers: int = 2
     """Processes of one thread each; the result does not depend on their number."""
 
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those settings of the protocol that were given, these further ones of a subclass included."""
+        asked = ("arms", "views", "shares", "seeds", "steps", "synthetic", "gan_steps", "method", *names)
+        return {name: value for name in asked if (value := getattr(self, name))}
+
+
+@dataclass
+class Study(StudyOptions):
+    """Compare classifiers trained with and without synthetic images, under a protocol that is frozen first."""
+
+    data: tyro.conf.Positional[Path] = field(kw_only=True)
+    """A study table (CSV or Parquet, with splits and the column report), or a folder of `counterscan data prepare`."""
+    findings: tuple[str, ...] = ()
+    """Which findings; default: all of the table."""
+    preset: str | None = None
+    """Of the generator's networks: cxr64-cpu, cxr64-lite, cxr128, cxr256; default: by size."""
+
     def run(self) -> None:
         from rich.console import Console
 
         from counterscan.bench.study_config import PROFILES
         from counterscan.bench.study_run import run_study
+        from counterscan.cli.classify import open_or_prepare
+        from counterscan.cli.inputs import is_table
         from counterscan.cli.tables import say
 
-        store = opened(self.data, self.out, self.size, self.workers)
-        changes: dict[str, Any] = {
-            name: value
-            for name in ("findings", "arms", "views", "shares", "seeds", "steps", "synthetic", "gan_steps", "preset")
-            if (value := getattr(self, name))
-        }
-        if self.method is not None:
-            changes["method"] = self.method
+        if not self.data.exists():
+            raise InputError("no such table or store", path=self.data, remedy="Name a study table or a prepared store")
+        size = self.size if is_table(self.data) else None
+        store = open_or_prepare(self.data, self.out / "store", size, self.workers)
+        changes = self.given("findings", "preset")
         if self.preset is None and store.size != 64:
             changes["preset"] = f"cxr{store.size}"
         config = replace(PROFILES[self.profile](), force=self.force, **changes)
@@ -89,24 +96,6 @@ class Study:
         for name, reason in report.left_out.items():
             say(f"{name} was left out: {reason}")
         say(f"{report.page}; {report.minutes['total']:.0f} minutes of CPU time")
-
-
-def opened(data: Path, out: Path, size: int, workers: int) -> PreparedStore:
-    """A store as it is, or a table's, prepared beside the study.
-
-    Raises:
-        InputError: neither is there.
-    """
-    from counterscan.data.prepare import prepare
-    from counterscan.data.store import PreparedStore
-    from counterscan.data.table import StudyTable
-
-    if data.is_dir():
-        return PreparedStore.open(data)
-    if not data.exists():
-        raise InputError("no such table or store", path=data, remedy="Name a study table or a prepared store")
-    prepare(StudyTable.read(data), out / "store", size=size, workers=workers)
-    return PreparedStore.open(out / "store")
 
 
 COMMANDS = {"study": Study}
