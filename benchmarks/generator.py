@@ -33,7 +33,7 @@ from counterscan.data.prepare import prepare
 from counterscan.data.splits import folds
 from counterscan.data.store import PreparedStore
 from counterscan.metrics.distance_interval import distance_interval
-from counterscan.metrics.realism import InDomainFeatures, features_of, kid
+from counterscan.metrics.realism import InDomainFeatures, features_of, kid_of_all
 from counterscan.report.tables import Cell, Table
 from counterscan.tbsmgan import GANConfig, StyleGAN, fit, preset
 from counterscan.training import read_metrics
@@ -179,7 +179,7 @@ class Few(Options):
                 for seed in range(self.seeds):
                     images, copies = found[n, how, seed]
                     fake = features_of(InDomainFeatures(judge), images)
-                    cells += [distance_interval(lambda a, b: kid(a, b, subsets=1).full, real, fake), copies]
+                    cells += [distance_interval(kid_of_all, real, fake), copies]
                 rows.append([f"{n} films, {'with' if how == 'adaptive' else 'without'} ADA", *cells])
         columns = ("Training", *(f"{what}, seed {s}" for s in range(self.seeds) for what in ("KID", "copies")))
         note = f"{facts()}; {self.steps} steps; KID of 1,000 samples against {len(test)} films nobody learned from."

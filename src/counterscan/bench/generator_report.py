@@ -24,7 +24,7 @@ from counterscan.files import write_json
 from counterscan.metrics.distance_interval import distance_interval
 from counterscan.metrics.intervals import Interval, roc_auc_intervals
 from counterscan.metrics.manifold import manifold_figures
-from counterscan.metrics.realism import InDomainFeatures, features_of, fid, kid
+from counterscan.metrics.realism import InDomainFeatures, features_of, fid, kid_of_all
 from counterscan.report.charts import series_from_lines
 from counterscan.report.files import finite
 from counterscan.report.tables import Cell, Table
@@ -248,7 +248,7 @@ def _held_out(
 
 
 def _kid(real: Tensor, fake: Tensor) -> float:
-    return 1000 * kid(real, fake, subsets=1, subset_size=2).full
+    return 1000 * kid_of_all(real, fake)
 
 
 def _findings(gan: StyleGAN, judge: nn.Module, images: Tensor, labels: Tensor, config: GeneratorConfig) -> Table | None:

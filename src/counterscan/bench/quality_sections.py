@@ -20,7 +20,7 @@ from counterscan.metrics.distance_interval import distance_interval
 from counterscan.metrics.intervals import RESAMPLES, Interval, mean_interval, pr_auc_intervals, roc_auc_intervals
 from counterscan.metrics.manifold import ManifoldFigures, diversity_ratio, manifold_figures
 from counterscan.metrics.memorisation import Nearest
-from counterscan.metrics.realism import fid, kid, nearest_neighbours
+from counterscan.metrics.realism import fid, kid_of_all, nearest_neighbours
 from counterscan.report.tables import Cell, Table
 
 PIXELS = "pixels"
@@ -156,9 +156,7 @@ def _distances(sets: Sets, space: str, x: Measured, size: int) -> list[Interval]
     real, made = sets.training.features[space], x.features[space]
     patients, draws = (sets.training.patients, x.patients), 20 if real.shape[1] > _WIDE or len(real) > 2000 else 50
     apart = distance_interval(fid, real, made, *patients, size=size, draws=draws, seed=sets.seed)
-    kernel = distance_interval(
-        lambda a, b: 1000 * kid(a, b, subsets=1, subset_size=2).full, real, made, *patients, draws=draws, seed=sets.seed
-    )
+    kernel = distance_interval(lambda a, b: 1000 * kid_of_all(a, b), real, made, *patients, draws=draws, seed=sets.seed)
     return [apart, kernel]
 
 

@@ -160,6 +160,7 @@ class GanSample:
         from counterscan.report.pictures import png
         from counterscan.tbsmgan import StyleGAN
         from counterscan.tbsmgan.export import facts_of, write_studies
+        from counterscan.tbsmgan.grids import truncation_grid
         from counterscan.training import image_grid
 
         torch.set_num_threads(self.threads)
@@ -171,10 +172,11 @@ class GanSample:
         facts = facts_of(gan, settings=settings)
         _write(self.out / "grid.png", png(image_grid(images), facts))
         if self.truncation:
-            rows = [gan.sample(labels=labels[:8], psi=psi, seed=self.seed) for psi in self.truncation]
-            _write(self.out / "truncation.png", png(image_grid(torch.stack(rows)), facts))
+            few = labels[:8]
+            rows = truncation_grid(gan, self.truncation, len(few), labels=few, seed=self.seed)
+            _write(self.out / "truncation.png", png(image_grid(rows), facts))
         say(f"{table}: {len(images):,} synthetic images")
-        for name in {finding for finding, learned in gan.learned.items() if not learned}:
+        for name in (finding for finding, learned in gan.learned.items() if not learned):
             if bool((labels[:, gan.findings.index(name)] > 0).any()):
                 say(f"  {name} was not learned well: images asked to show it may not")
 

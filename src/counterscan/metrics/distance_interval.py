@@ -37,7 +37,7 @@ def distance_interval(
     """A distance with its 95 % interval over the patients of both sets.
 
     Args:
-        distance: takes (n, D) and (m, D), as ``realism.fid`` does, or ``lambda x, y: kid(x, y, subsets=1).full``.
+        distance: takes (n, D) and (m, D), as ``realism.fid`` does, or ``realism.kid_of_all``.
         real: (N, D).
         fake: (M, D).
         real_patients, fake_patients: (N,) and (M,), what is drawn together; None takes every image as its own.

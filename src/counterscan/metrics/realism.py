@@ -139,6 +139,19 @@ def kid(
     )
 
 
+def kid_of_all(real: Tensor, fake: Tensor) -> float:
+    """``KernelDistance.full`` alone: the estimate from all images, without subsets.
+
+    Args:
+        real: (N, D).
+        fake: (M, D).
+
+    Raises:
+        InputError: see ``kid``.
+    """
+    return float(_mmd2(*_checked(real, fake, at_least=2)))
+
+
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from counterscan.care import evaluating
 from counterscan.errors import InputError
 from counterscan.metrics.classification import mean_over_classes, roc_auc
-from counterscan.metrics.realism import features_of, fid, kid, precision_recall_density_coverage
+from counterscan.metrics.realism import features_of, fid, kid_of_all, precision_recall_density_coverage
 from counterscan.tbsmgan.generator import PSI, StyleGAN
 
 PSIS = (0.0, 0.3, 0.5, 0.7, 0.85, 1.0)
@@ -197,7 +197,7 @@ def truncation_curve(
             TruncationPoint(
                 psi=psi,
                 fid=fid(real, features),
-                kid=kid(real, features, subsets=1, subset_size=2).full,
+                kid=kid_of_all(real, features),
                 precision=float(cover.precision.mean()),
                 recall=float(cover.recall.mean()),
                 consistency=mean_over_classes(aucs) if len(aucs) else float("nan"),

@@ -320,7 +320,9 @@ def _offline(wanted: bool) -> Iterator[None]:
             os.environ["HF_HUB_OFFLINE"] = before
         constants = sys.modules.get("huggingface_hub.constants")
         if constants is not None:
-            constants.HF_HUB_OFFLINE = bool(before) if flag is None else flag
+            # As the client itself reads the variable.
+            asked = (before or "").upper() in ("1", "ON", "YES", "TRUE")
+            constants.HF_HUB_OFFLINE = asked if flag is None else flag
 
 
 def _features(answer: Any) -> Tensor:
