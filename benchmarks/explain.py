@@ -62,6 +62,8 @@ class Options:
     """Images for what is slow: stability, randomisation, the published inversion."""
     most: int = 120
     """Tested images of each run at most."""
+    masks: tuple[float, ...] = (0.1,)
+    """Thresholds of the transfer mask, tried in turn."""
     slow: tuple[str, ...] = ("RISE",)
     """Rivals that are asked about the sample only."""
     published: bool = True
@@ -83,10 +85,11 @@ class Options:
         return replace(base, augment=replace(base.augment, flip=self.flip))
 
 
-def explainer_config(steps: int, seed: int) -> MedXGANConfig:
+def explainer_config(steps: int, seed: int, masks: tuple[float, ...] = (0.1,)) -> MedXGANConfig:
     """Settings of medXGAN+: the package's defaults."""
     base = MedXGANConfig()
-    return replace(base, training=replace(base.training, steps=steps, seed=seed, tensorboard=False))
+    training = replace(base.training, steps=steps, seed=seed, tensorboard=False)
+    return replace(base, training=training, explain=replace(base.explain, masks=masks))
 
 
 def timed(folder: Path, name: str, work: partial) -> float:
@@ -129,7 +132,9 @@ def one_run(options: Options, run: int) -> tuple[int, dict[str, float]]:
         took[name] = timed(folder, name, work)
     classifier = load_classifier(folder / "classifier")
     took["medXGAN+"] = timed(
-        folder, "medxgan", partial(fit, store, classifier, folder / "medxgan", explainer_config(options.steps, run))
+        folder,
+        "medxgan",
+        partial(fit, store, classifier, folder / "medxgan", explainer_config(options.steps, run, options.masks)),
     )
     explainer = MedXGAN.from_pretrained(folder / "medxgan" / "model")
     published = None
