@@ -98,6 +98,7 @@ _STRIDE_AT = 64  # images of more pixels a side are walked in longer steps, so t
 _AT_ONCE = 16  # planes of that size, so that a step stays in the cache
 
 
+@torch.no_grad()
 def spread(evidence: Tensor, images: Tensor, reach: float, edge: float) -> Tensor:
     """Let evidence walk at random over the image, easily between pixels that look alike and hardly across edges.
 
@@ -113,7 +114,7 @@ def spread(evidence: Tensor, images: Tensor, reach: float, edge: float) -> Tenso
         edge: see ``Care``, > 0.
 
     Returns:
-        (N, 1, H, W), within the range that each image's evidence had.
+        (N, 1, H, W), within the range that each image's evidence had; without gradients.
     """
     stride = max(1, round(images.shape[-1] / _STRIDE_AT))
     steps = round((reach * images.shape[-1] / stride) ** 2 / _STEP_VARIANCE)
@@ -132,25 +133,31 @@ def _walk(evidence: Tensor, images: Tensor, stride: int, steps: int, edge: float
     # An infinite difference: nothing walks out or in.
     planes = F.pixel_unshuffle(F.pad(images, margin, value=float("inf")), stride).flatten(0, 1).permute(1, 2, 0)
     walkers = F.pixel_unshuffle(F.pad(evidence, margin), stride)
-    shape, walker = walkers.shape, walkers.flatten(0, 1).permute(1, 2, 0).contiguous()
-    h, w, _ = walker.shape
+    shape, start = walkers.shape, walkers.flatten(0, 1).permute(1, 2, 0)
+    h, w, _ = start.shape
     border = (0, 0, 1, 1, 1, 1)
-    padded = F.pad(planes, border, value=float("inf"))
-    windows, affinities = [], []
-    for down, right, weight in (*_NEIGHBOURS, *((-d, -r, w) for d, r, w in _NEIGHBOURS)):
-        window = (slice(1 + down, 1 + down + h), slice(1 + right, 1 + right + w))
-        windows.append(window)
-        likeness = torch.exp(-((padded[window] - planes) / edge).square() / 2)
-        affinities.append(weight * likeness.nan_to_num(0.0))  # beyond the image infinity meets infinity
-    stay = 1 / (1 + torch.stack(affinities).sum(dim=0))
-    shares = [(affinity * stay).contiguous() for affinity in affinities]
-    for _ in range(steps):
-        around = F.pad(walker, border)
-        walker = walker * stay
-        for window, share in zip(windows, shares, strict=True):
-            walker = torch.addcmul(walker, share, around[window])
-    back = F.pixel_shuffle(walker.permute(2, 0, 1).reshape(shape), stride)
-    return back[..., :height, :width]
+    padded, planes = F.pad(planes, border, value=float("inf")), planes.contiguous()
+    windows, shares = [], []
+    for down, right, weight in _NEIGHBOURS:
+        there, back = ((slice(1 + d, 1 + d + h), slice(1 + r, 1 + r + w)) for d, r in ((down, right), (-down, -right)))
+        likeness = (padded[there] - planes).div_(edge).square_().div_(-2).exp_().mul_(weight)
+        likeness.nan_to_num_(0.0)  # beyond the image infinity meets infinity
+        windows += [there, back]
+        shares += [likeness, F.pad(likeness, border)[back].contiguous()]  # what p is to q, q is to p
+    stay = 1 / (1 + torch.stack(shares).sum(dim=0))
+    for share in shares:
+        share *= stay
+    # Two grids in turn, their views made once: a step allocates nothing.
+    grids = [F.pad(start, border), torch.zeros_like(padded)]
+    inner = [grid[1:-1, 1:-1] for grid in grids]
+    around = [[grid[window] for window in windows] for grid in grids]
+    for step in range(steps):
+        now, then = step % 2, 1 - step % 2
+        torch.mul(inner[now], stay, out=inner[then])
+        for neighbour, share in zip(around[now], shares, strict=True):
+            inner[then].addcmul_(neighbour, share)
+    end = F.pixel_shuffle(inner[steps % 2].permute(2, 0, 1).reshape(shape), stride)
+    return end[..., :height, :width]
 
 
 def tidy(evidence: Tensor, images: Tensor, care: Care) -> Tensor:
