@@ -3,10 +3,12 @@
     python benchmarks/steering.py --gan runs/gan --clip runs/clip/runs/rules-v2-soft-sides-500-0 --store runs/store \\
         --out runs/steering
 
-On a phantom whose table says side and severity of every finding (``counterscan data phantom``). The gate's verifier and
-the judge are trained on the store's training images with other seeds and widths; the judge also learns sides and
-severity from the attributes. Bodies are new samples without the finding. Written: ``steering.md``, ``steering.json``,
-one picture per finding and method, rows of strengths.
+On a phantom whose table says side and severity of every finding (``counterscan data phantom``). The gate's two
+verifiers and the judge are trained on the store's training images with other seeds and widths; the judge also learns
+sides and severity from the attributes. Bodies are new samples without the finding. Written: ``steering.md``,
+``steering.json``, one picture per finding and method, rows of strengths.
+
+Each strength is tried on all bodies; "fitted" moves every body until the gate's verifiers see the finding.
 
 Success: share of edits that the judge calls positive, of bodies that it calls negative. Off-target: mean |change| of
 the other findings' probabilities. Accepted: share that the gate lets through. Failed rejected: share of the edits
@@ -19,7 +21,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +42,13 @@ from counterscan.metrics.classification import roc_auc
 from counterscan.nets.cnn import Classifier, ClassifierConfig
 from counterscan.report.pictures import png
 from counterscan.tbsmgan import StyleGAN
-from counterscan.tbsmgan.acceptance import choose_strength
+from counterscan.tbsmgan.acceptance import fit_strengths
+from counterscan.tbsmgan.bodies import Sampled
 from counterscan.tbsmgan.edits import Edited, Editor, Origin, Prompt, RandomDirection
+from counterscan.tbsmgan.edits.base import joined
 from counterscan.tbsmgan.gate import Gate
+from counterscan.tbsmgan.judgement import CRITERIA
 from counterscan.tbsmgan.steering import Method, Steering
-from counterscan.tbsmgan.synthesis import Sampled
 from counterscan.text.clip import load_clip
 from counterscan.training import image_grid
 
@@ -68,7 +72,7 @@ class SteeringBenchmark:
     """Which findings; default: all, with those marked that were not learnt."""
     methods: tuple[Method, ...] = ("style", "learned", "per-image", "label-swap")
     """Which methods, beside random directions as long as the style and the learned ones."""
-    strengths: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0)
+    strengths: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
     """Of directions, in standard deviations; label swap: parts of the whole swap."""
     count: int = 200
     """Bodies for each finding and method."""
@@ -88,7 +92,9 @@ class SteeringBenchmark:
         self.out.mkdir(parents=True, exist_ok=True)
         store, self._gan = PreparedStore.open(self.store), StyleGAN.from_pretrained(self.gan)
         self._judge, aucs = self._train_judge(store)
-        self._gate = Gate.calibrate([self._train(store, "verifier", 0, (16, 32, 64, 96))], store)
+        widths = ((16, 32, 64, 96), (24, 48, 96))
+        verifiers = [self._train(store, f"verifier-{k}", k, shape) for k, shape in enumerate(widths)]
+        self._gate = Gate.calibrate(verifiers, store)
         model, cache = load_clip(self.clip), self.out / "cache"
         start = time.perf_counter()
         known = zero_shot_of(self.clip, model, store, cache)
@@ -157,9 +163,22 @@ class SteeringBenchmark:
                 self.rows.append({"finding": finding, "method": name, **self._figures(edited, prompt)})
                 print(_line(self.rows[-1]), flush=True)
                 frames.append(edited.after[:8])
+            if not name.startswith("random"):
+                fitted = self._fitted(editor, prompt, bodies, strengths)
+                self.rows.append({"finding": finding, "method": f"{name}, fitted", **self._figures(fitted, prompt)})
+                print(_line(self.rows[-1]), flush=True)
+                frames.append(fitted.after[:8])
             picture = image_grid(torch.stack([edited.before[:8], *frames]))
             with atomic_write(self.out / "pictures" / f"{finding} {name}.png".replace(" ", "_")) as handle:
                 handle.write(png(picture, {"Synthetic": "true"}))
+
+    def _fitted(self, editor: Editor, prompt: Prompt, bodies: Origin, strengths: Sequence[float]) -> Edited:
+        """Every body moved until the gate's verifiers see the finding; the judge is not asked."""
+        parts = list(fit_strengths(editor, prompt, self._gate, bodies, strengths))
+        order = torch.cat([part.rows for part in parts]).argsort()
+        whole = joined([part.edited for part in parts], bodies)
+        mean = float(np.average([p.edited.strength for p in parts], weights=[len(p.rows) for p in parts]))
+        return replace(whole.take(order), latents=bodies, strength=mean)
 
     def _figures(self, edited: Edited, prompt: Prompt) -> dict[str, Any]:
         before, after = self._judged(edited.before), self._judged(edited.after)
@@ -178,7 +197,7 @@ class SteeringBenchmark:
             "failed rejected": _share(failed & ~verdict.accepted, failed),
             "accepted true": _share(success & verdict.accepted, verdict.accepted & could),
             "n": int(could.sum()),
-            **{f"passes {n}": float(x) for n, x in zip(_criteria(), verdict.passed.double().mean(0), strict=True)},
+            **{f"passes {n}": float(x) for n, x in zip(CRITERIA, verdict.passed.double().mean(0), strict=True)},
         }
 
     def _sides(self, finding: str) -> list[dict[str, Any]]:
@@ -189,8 +208,8 @@ class SteeringBenchmark:
             for side, other in (("left", "right"), ("right", "left")):
                 prompt = self._steering.prompt(f"{side} {finding.lower()}", force=True)
                 bodies = self._bodies(finding, self.count)
-                chosen = choose_strength(editor, prompt, self._gate, bodies.take(slice(0, 48)), self.strengths)
-                after = self._judged(editor.edit(bodies, prompt, chosen.strength).after)
+                fitted = self._fitted(editor, prompt, bodies, self.strengths)
+                after = self._judged(fitted.after)
                 own, mirrored, there = (
                     after[:, self._judge.findings.index(name)]
                     for name in (f"{finding} {side}", f"{finding} {other}", finding)
@@ -200,7 +219,6 @@ class SteeringBenchmark:
                         "finding": finding,
                         "method": method,
                         "asked": side,
-                        "strength": chosen.strength,
                         "finding there": float((there >= 0.5).double().mean()),
                         "on that side": float((own > mirrored).double().mean()),
                         "there and on that side alone": float(((own >= 0.5) & (mirrored < 0.5)).double().mean()),
@@ -292,12 +310,6 @@ def with_attributes(store: PreparedStore) -> PreparedStore:
         ]
     )
     return PreparedStore.from_arrays(pixels, table)
-
-
-def _criteria() -> tuple[str, ...]:
-    from counterscan.tbsmgan.gate import CRITERIA
-
-    return CRITERIA
 
 
 def _share(these: Tensor, of: Tensor) -> float:

@@ -150,15 +150,16 @@ def test_synthesize_tells_what_was_rejected(study: Path, tmp_path: Path, capsys:
 def test_synthesize_writes_a_study_table(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    calibrate = Gate.calibrate
+    calibrate, opinions = Gate.calibrate, Gate.opinions
 
     def lenient(*given: object) -> Gate:
         made = calibrate(*given)  # type: ignore[arg-type]
         made.limits = Limits(2.0, 2.0, 1e9, -1.0, "anything")
-        made.config = GateConfig(gain=1e-9, off=0.999)
+        made.config = GateConfig(sure=1e-9, off=0.999)
         return made
 
     monkeypatch.setattr(Gate, "calibrate", lenient)
+    monkeypatch.setattr(Gate, "opinions", lambda self, images: 0.4 * opinions(self, images))  # nobody has it before
     assert synthesize(study, tmp_path, "Consolidation=3", more=("--strength", "3", "--tries", "20")) == 0
     table = StudyTable.read(tmp_path / "table.csv", labelled=False)
     assert len(table) == 3

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from counterscan.errors import InputError
-from counterscan.tbsmgan.acceptance import Tally, choose_strength
+from counterscan.tbsmgan.acceptance import Tally, fit_strengths, share_accepted
 from counterscan.tbsmgan.edits import LabelSwap, Origin, StyleConfig, StyleDirections, measure
-from counterscan.tbsmgan.gate import CRITERIA, Gate, GateConfig, Judgement, Limits
+from counterscan.tbsmgan.gate import Gate, GateConfig, Limits
+from counterscan.tbsmgan.judgement import CRITERIA, Judgement
 from tests.tbsmgan.linear import BANK, BlockVerifier, LinearText, linear_gan, painted, store, texts
 from tests.tbsmgan.test_edits import EDEMA
 
@@ -63,23 +64,41 @@ def test_each_criterion_rejects_by_itself(gate: Gate) -> None:
         gate.reference["thumbnails"] = copied
 
 
-def test_signs_crossing_and_gain() -> None:
+def test_the_finding_must_come_or_go_beyond_doubt() -> None:
     gate = Gate([BlockVerifier()], Limits(2, 2, 1e9, -1, ""), _reference())  # type: ignore[list-item]
 
     def at(p: float) -> Tensor:
         return torch.tensor([[0.2 + float(torch.logit(torch.tensor(p))) / 50, 0.0, 0, 0]])
 
     def passes(start: float, end: float, sign: int) -> bool:
-        return bool(judged(gate, at(end), at(start), sign=sign).passed[0, 0])
+        return bool(judged(gate, at(end), at(start), sign=sign).reached[0])
 
-    assert passes(0.45, 0.55, 1)
-    assert passes(0.1, 0.45, 1)
-    assert not passes(0.1, 0.35, 1)
-    assert not passes(0.55, 0.45, 1)
-    assert passes(0.55, 0.45, -1)
-    assert passes(0.95, 0.6, -1)
-    assert not passes(0.45, 0.2, -1)
+    assert passes(0.45, 0.85, 1)
+    assert not passes(0.05, 0.75, 1)
+    assert not passes(0.55, 0.95, 1)  # it was there already
+    assert passes(0.55, 0.15, -1)
+    assert not passes(0.95, 0.25, -1)
+    assert not passes(0.45, 0.05, -1)  # it was never there
     assert not passes(0.2, 0.9, -1)
+
+
+def test_every_verifier_must_see_it() -> None:
+    doubting = BlockVerifier()
+    doubting.slope.data.mul_(0.1)
+    gate = Gate([BlockVerifier(), doubting], Limits(2, 2, 1e9, -1, ""), _reference())  # type: ignore[list-item]
+    after = HEALTHY + torch.tensor([[0.4, 0, 0, 0]])
+    found = judged(gate, after)
+    assert float(found.after[0]) > 0.8  # on average
+    assert float(gate.opinions(painted(after))[:, 0, 0].min()) < 0.8
+    assert not bool(found.reached[0])
+
+
+def test_what_is_known_of_the_bodies_is_not_asked_again(gate: Gate) -> None:
+    before, after = painted(HEALTHY), painted(HEALTHY + torch.tensor([[0.4, 0, 0, 0]]))
+    told = gate.judge(before, after, "Edema", known=gate.opinions(before))
+    assert torch.equal(told.off_target, gate.judge(before, after, "Edema").off_target)
+    lied = gate.judge(before, after, "Edema", known=torch.full((1, 1, 2), 0.9))
+    assert not bool(lied.reached[0])
 
 
 def test_findings_that_were_asked_for_too_may_change(gate: Gate) -> None:
@@ -166,20 +185,32 @@ def test_rates_add_up(gate: Gate) -> None:
     assert Tally(dict(tally.counts)).table() == tally.table()
 
 
-def test_the_smallest_strength_at_which_most_pass_is_chosen(gate: Gate) -> None:
+def test_bodies_move_no_further_than_needed(gate: Gate) -> None:
     gan = linear_gan()
     config = StyleConfig(images=8, channels=1, usual=4.0)
     editor = StyleDirections(gan, texts(), measure(gan, LinearText(), config), config)  # type: ignore[arg-type]
     origin = Origin.sample(gan, torch.zeros(40, 2), psi=0.3)
-    chosen = choose_strength(editor, EDEMA, gate, origin, (0.1, 1.0, 2.0, 30.0))
-    assert set(chosen.rates) == {0.1, 1.0, 2.0, 4.0, 30.0}
-    assert chosen.rates[0.1] == chosen.rates[30.0] == 0.0
-    assert chosen.strength in (1.0, 2.0, 4.0)
-    assert chosen.rates[chosen.strength] == max(chosen.rates.values()) > 0.1
-    away = choose_strength(LabelSwap(gan), EDEMA, gate, origin, (1.0,), sign=-1)
-    assert away.strength < 0
-    with pytest.raises(InputError, match="positive"):
-        choose_strength(editor, EDEMA, gate, origin, (0.0,))
+    ladder = (0.1, 1.0, 2.0, 30.0)
+    parts = list(fit_strengths(editor, EDEMA, gate, origin, ladder))
+    assert sorted(row for part in parts for row in part.rows.tolist()) == list(range(40))  # each body once
+    for part in parts:
+        assert len(part.edited) == len(part.judged.passed) == len(part.rows)
+        if part.edited.strength < ladder[-1]:
+            assert bool(part.judged.reached.all())
+        weaker = [s for s in ladder if s < part.edited.strength]
+        for strength in weaker[-1:]:
+            short = editor.edit(origin.take(part.rows), EDEMA, strength)
+            assert not bool(gate.judge(short.before, short.after, "Edema").reached.any())
+    assert {0.1, 30.0} - {part.edited.strength for part in parts}  # neither all at once nor all at the end
+    share = share_accepted(editor, EDEMA, gate, origin, ladder)
+    assert share == sum(int(part.judged.accepted.sum()) for part in parts) / 40 > 0.1
+    at_one = editor.edit(origin, EDEMA, 1.0)
+    assert share >= float(gate.judge(at_one.before, at_one.after, "Edema").accepted.double().mean())
+    away = list(fit_strengths(LabelSwap(gan), EDEMA, gate, origin, (1.0,), sign=-1))
+    assert [part.edited.strength for part in away] == [-1.0]
+    for bad in ((0.0,), ()):
+        with pytest.raises(InputError, match="positive"):
+            next(fit_strengths(editor, EDEMA, gate, origin, bad))
     assert BANK.findings
 
 

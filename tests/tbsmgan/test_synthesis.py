@@ -11,17 +11,12 @@ from PIL import Image
 from counterscan.data.table import StudyTable
 from counterscan.errors import InputError
 from counterscan.files import read_json
-from counterscan.tbsmgan.edits import LabelSwap, Move, Origin, Prompt, parse
+from counterscan.tbsmgan.bodies import Inverted, Sampled
+from counterscan.tbsmgan.edits import LabelSwap, Move, Origin, PerFinding, Prompt, parse
 from counterscan.tbsmgan.edits.prompt import ReportReader
 from counterscan.tbsmgan.gate import Gate
 from counterscan.tbsmgan.generator import StyleGAN
-from counterscan.tbsmgan.synthesis import (
-    Inverted,
-    Sampled,
-    SynthesisConfig,
-    SynthesisReport,
-    synthesize,
-)
+from counterscan.tbsmgan.synthesis import SynthesisConfig, SynthesisReport, choose_editors, synthesize
 from tests.tbsmgan.linear import BANK, FINDINGS, BlockVerifier, LinearText, blocks_of, linear_gan, store
 
 PROMPTS = {name: parse(name, BANK, ReportReader(), LinearText()) for name in FINDINGS}
@@ -203,3 +198,31 @@ def test_an_editor_that_breaks_the_image_gets_nothing_through(gate: Gate, tmp_pa
     row = report.tally.table()[0]
     assert row["target"] > 0.9
     assert row["identity"] == 0.0
+
+
+def test_each_finding_gets_the_method_that_passes_most_often(gate: Gate, tmp_path: Path) -> None:
+    gan = linear_gan()
+    supply, swap = Sampled(gan, 0.5, 0), LabelSwap(gan)
+    idle = OnlyEdema(gan)
+    chosen, shares = choose_editors([idle, swap], gate, PROMPTS, supply)
+    assert chosen.of(PROMPTS["Edema"]) is idle  # good enough: the second one was not tried
+    assert set(shares["Edema"]) == {"only edema"}
+    assert chosen.of(PROMPTS["Pleural Effusion"]) is swap
+    assert shares["Pleural Effusion"]["only edema"] == 0 < shares["Pleural Effusion"]["label swap"]
+    report = synthesize(gan, chosen, gate, PROMPTS, {"Edema": 2, "Pleural Effusion": 2}, tmp_path, CONFIG)
+    methods = StudyTable.read(report.table).frame.groupby("edited")["method"].unique().str.join("")
+    assert methods.to_dict() == {"Edema": "only edema", "Pleural Effusion": "label swap"}
+    with pytest.raises(InputError, match="no editor for it"):
+        PerFinding({"Edema": swap}).edit(supply("Edema", 1, 0, 1).origin, PROMPTS["Pleural Effusion"])
+    with pytest.raises(InputError, match="none is given"):
+        PerFinding({})
+
+
+class OnlyEdema(LabelSwap):
+    """Label swap that does nothing for other findings."""
+
+    name = "only edema"
+
+    def move(self, latents: Origin, prompt: Prompt, strength: float | None = None) -> Move:
+        move = super().move(latents, prompt, strength)
+        return move if prompt.finding == "Edema" or move.w is None else Move(w=move.w * 0, usual=move.usual)

@@ -88,7 +88,7 @@ class StudyConfig:
         preset, gan_steps, gan_batch: of the generator; steps 0 takes the preset's own.
         clip_steps, clip_batch: of each text-image model.
         verifiers, verifier_steps: classifiers that judge edits and watch the generator.
-        method: how text moves a latent: "style" or "learned".
+        method: how text moves a latent: "style", "learned", or for each finding the better of both, by the gate.
         tries: at most so many edits per image that is wanted.
         psi: truncation of the bodies that are edited, and of plain samples.
         force: also steer to findings that the generator has not learnt or the text-image model hardly knows, trusting
@@ -127,7 +127,7 @@ class StudyConfig:
     clip_batch: int = 96
     verifiers: int = 2
     verifier_steps: int = 500
-    method: Literal["style", "learned"] = "style"
+    method: Literal["style", "learned", "best"] = "best"
     tries: float = 8.0
     psi: float = 0.7
     force: bool = False
@@ -164,7 +164,7 @@ class StudyConfig:
             raise InputError("resamples, batch_size and tries must be at least 2, 4 and 1", field="batch_size")
         for name, words in (
             ("others", ("source", "agreed")),
-            ("method", ("style", "learned")),
+            ("method", ("style", "learned", "best")),
             ("blank", ("zero", "ignore")),
         ):
             if getattr(self, name) not in words:

@@ -39,13 +39,15 @@ from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.files import atomic_write, read_json, write_json
 from counterscan.tbsmgan.acceptance import Tally
-from counterscan.tbsmgan.edits import Editor, LabelSwap, Prompt, RandomDirection, parse
+from counterscan.tbsmgan.bodies import Sampled
+from counterscan.tbsmgan.edits import Editor, LabelSwap, PerFinding, Prompt, RandomDirection, parse
 from counterscan.tbsmgan.edits.prompt import ReportReader
 from counterscan.tbsmgan.export import quantised
-from counterscan.tbsmgan.gate import CRITERIA, Gate, Sign
+from counterscan.tbsmgan.gate import Gate
 from counterscan.tbsmgan.generator import StyleGAN
+from counterscan.tbsmgan.judgement import CRITERIA, Sign
 from counterscan.tbsmgan.steering import Steering
-from counterscan.tbsmgan.synthesis import SOFT_PREFIX, Sampled, SynthesisConfig, synthesize
+from counterscan.tbsmgan.synthesis import SOFT_PREFIX, SynthesisConfig, choose_editors, synthesize
 from counterscan.text.prompts import PromptBank
 
 TEXTUAL: tuple[Content, ...] = ("text+", "text-", "both", "ensemble", "random", "naive")  # one for each view
@@ -143,11 +145,20 @@ def _gated(study: Study, content: Content, view: str, number: int) -> Made:
     sign: Sign = -1 if content == "text-" else 1
     steering = None if content == "swap" else load_steering(study, view, number)
     gan = load_generator(study, number) if steering is None else steering.gan
-    editor: Editor = LabelSwap(gan) if steering is None else steering.editor(study.config.method)
     prompts, refused = _prompts(study, gan, steering, view)
     asked = {name: count for name, count in wanted(study).items() if name in prompts}
     if not asked:
         return _nothing(study, {"refused": refused})
+    editor: Editor
+    compared: dict[str, dict[str, float]] = {}
+    if steering is None:
+        editor = LabelSwap(gan)
+    elif study.config.method == "best":
+        supply = Sampled(gan, study.config.psi, _seed(study, number))
+        both = [steering.editor("style"), steering.editor("learned")]
+        editor, compared = choose_editors(both, gate, {name: prompts[name] for name in asked}, supply, sign)
+    else:
+        editor = steering.editor(study.config.method)
     folder = folder_of(study, content, view, number) / "synthesis"
     settings = SynthesisConfig(sign, None, study.config.tries, _BATCH, study.config.psi, _seed(study, number))
     report = synthesize(gan, editor, gate, prompts, asked, folder, settings)
@@ -157,6 +168,8 @@ def _gated(study: Study, content: Content, view: str, number: int) -> Made:
         "strengths": report.strengths,
         "rates": report.tally.table(),
         "wanted": asked,
+        "compared": compared,
+        "methods": {name: editor.of(prompts[name]).name for name in asked} if isinstance(editor, PerFinding) else {},
     }
     frame = pd.read_csv(report.table, keep_default_na=False)
     if not len(frame):
@@ -187,7 +200,7 @@ def _prompts(
     for name in study.findings:
         try:
             if steering is not None:
-                prompts[name] = steering.prompt(name, method=study.config.method, force=force)
+                prompts[name] = steering.prompt(name, force=force)
             elif force or gan.learned.get(name, False):
                 prompts[name] = parse(name, bank, reader)
             else:
@@ -259,18 +272,20 @@ def _moved(study: Study, content: Content, view: str, number: int) -> Made:
     """As many as text+, moved as far: by the text and unjudged ("naive"), or in a random direction."""
     gate, steering = load_gate(study), load_steering(study, view, number)
     like = load(study, "text+", view, number)
-    own = steering.editor(study.config.method)
-    editor: Editor = own if content == "naive" else RandomDirection(own, _seed(study, number))
     supply = Sampled(steering.gan, study.config.psi, _seed(study, number))
     columns = [steering.gan.findings.index(name) for name in study.findings]
     counts, tally = like.counts(1, len(study.findings)), Tally()
     images, targets, edited = [], [], list[int]()
     for k, (name, count) in enumerate(zip(study.findings, counts.tolist(), strict=True)):
-        made, turn = 0, 0
-        prompt = steering.prompt(name, method=study.config.method, force=True) if count else None
-        while prompt is not None and made < count and turn * _BATCH < study.config.tries * count + _BATCH:
+        if not count:
+            continue
+        made, turn, budget = 0, 0, study.config.tries * count + _BATCH
+        prompt = steering.prompt(name, force=True)
+        own = steering.editor(like.about["methods"].get(name, study.config.method))
+        editor = own if content == "naive" else RandomDirection(own, _seed(study, number))
+        while made < count and turn * _BATCH < budget:
             bodies = supply(name, 1, turn, _BATCH)
-            moved = editor.edit(bodies.origin, prompt, like.about["strengths"][name])
+            moved = editor.edit(bodies.origin, prompt, like.about["strengths"][name], told=False)
             labels = bodies.labels[:, columns].clone()
             keep = torch.ones(len(moved), dtype=torch.bool)
             if content == "naive":

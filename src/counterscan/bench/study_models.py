@@ -243,6 +243,6 @@ def load_steering(study: Study, view: str, number: int) -> Steering:
     """Generator and text-image model together; style channels are measured once and kept."""
     model, known = load_text_model(study, view)
     steering = Steering(load_generator(study, number), model, zero_shot=known, cache=study.out / "steering")
-    if study.config.method == "style":
+    if study.config.method != "learned":
         steering.editor("style")
     return steering

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from counterscan.data.store import PreparedStore
     from counterscan.nets.cnn import Classifier
     from counterscan.tbsmgan import StyleGAN
-    from counterscan.tbsmgan.edits import Edited, Prompt
+    from counterscan.tbsmgan.edits import Edited, Editor, Prompt
     from counterscan.tbsmgan.gate import Gate
     from counterscan.tbsmgan.steering import Steering
     from counterscan.text.zeroshot import ZeroShot
@@ -114,10 +114,11 @@ class Synthesize:
     remove: bool = False
     """Take the findings out of bodies that have them, instead of bringing them in."""
     strength: float | None = None
-    """Standard deviations; default: per finding the one at which most edits pass."""
-    method: Method = "style"
-    """How: "style" moves channels of the S space, "learned" a direction of W, "per-image" is optimised for each image,
-    "label-swap" hears the finding only, "random" is a placebo."""
+    """Standard deviations; default: each body is moved until the classifiers see the finding."""
+    method: Method | Literal["best"] = "best"
+    """How: "style" moves channels of the S space, "learned" a direction of W; "best" compares these two for each
+    finding on some bodies. "per-image" is optimised for each image, "label-swap" hears the finding only, "random" is a
+    placebo."""
     tries: float = 10.0
     """At most so many edits for each study that is wanted."""
     psi: float = 0.7
@@ -139,15 +140,17 @@ class Synthesize:
         from rich.progress import Progress
 
         from counterscan.cli.tables import say
-        from counterscan.tbsmgan.synthesis import SynthesisConfig, synthesize
+        from counterscan.tbsmgan.bodies import Sampled
+        from counterscan.tbsmgan.synthesis import SynthesisConfig, choose_editors, synthesize
 
         torch.set_num_threads(self.threads)
         config = SynthesisConfig(-1 if self.remove else 1, self.strength, self.tries, psi=self.psi, seed=self.seed)
         steering = _steering(self)
+        method: Method = "style" if self.method == "best" else self.method
         prompts: dict[str, Prompt] = {}
         wanted: dict[str, int] = {}
         for text, count in map(_asked, self.findings):
-            prompt = steering.prompt(text, method=self.method, force=self.force)
+            prompt = steering.prompt(text, method=method, force=self.force)
             if prompt.finding in prompts:
                 raise InputError(
                     f"{prompt.finding} is asked for twice",
@@ -156,11 +159,18 @@ class Synthesize:
                 )
             prompts[prompt.finding], wanted[prompt.finding] = prompt, count
         gate = _gate(self)
+        editor: Editor = steering.editor(method)
+        if self.method == "best":
+            both = [editor, steering.editor("learned")]
+            supply = Sampled(steering.gan, config.psi, config.seed)
+            editor, compared = choose_editors(both, gate, prompts, supply, config.sign)
+            for name, shares in compared.items():
+                say(f"{name}: " + ", ".join(f"{share:.0%} of edits pass by {tried}" for tried, share in shares.items()))
         with Progress(transient=True, console=Console(stderr=True)) as bar:
             tasks = {name: bar.add_task(name, total=count) for name, count in wanted.items()}
             report = synthesize(
                 steering.gan,
-                steering.editor(self.method),
+                editor,
                 gate,
                 prompts,
                 wanted,

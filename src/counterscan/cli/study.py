@@ -35,8 +35,8 @@ class StudyOptions:
     """Images that each content is to have, per sign; default: the profile's."""
     gan_steps: int | None = None
     """Steps of each generator; default: the profile's."""
-    method: Literal["style", "learned"] | None = None
-    """How text moves an image; default: the profile's."""
+    method: Literal["style", "learned", "best"] | None = None
+    """How text moves an image; "best" compares both for each finding; default: the profile's."""
     force: bool = False
     """Also steer to findings that the generator has not learnt, trusting the gate."""
     generator: Path | None = None

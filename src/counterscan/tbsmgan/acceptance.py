@@ -1,17 +1,19 @@
-"""How many edits the gate lets through, by finding and criterion; and the strength at which most pass."""
+"""How many edits the gate lets through, by finding and criterion; and how far each body is to be moved."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from counterscan.errors import InputError
-from counterscan.tbsmgan.edits.base import Editor, Origin
-from counterscan.tbsmgan.edits.prompt import Prompt
-from counterscan.tbsmgan.gate import CRITERIA, Gate, Judgement, Sign
+import torch
+from torch import Tensor
 
-STRENGTHS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0)
+from counterscan.errors import InputError
+from counterscan.tbsmgan.edits.base import Edited, Editor, Origin
+from counterscan.tbsmgan.edits.prompt import Prompt
+from counterscan.tbsmgan.gate import Gate
+from counterscan.tbsmgan.judgement import CRITERIA, Judgement, Sign
 
 
 def named(finding: str, sign: Sign) -> str:
@@ -62,46 +64,78 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The strength at which most edits pass.
+class Fitted:
+    """Edits of some of the bodies, all of one strength, with what the gate says of them.
 
     Attributes:
-        strength: signed.
-        rates: |strength| -> share of edits that the gate accepts.
+        rows: (M,) which bodies.
+        edited: M edits.
+        judged: of these.
     """
 
-    strength: float
-    rates: dict[float, float]
+    rows: Tensor
+    edited: Edited
+    judged: Judgement
 
 
-def choose_strength(
+def fit_strengths(
     editor: Editor,
     prompt: Prompt,
     gate: Gate,
     origin: Origin,
-    strengths: Sequence[float] = STRENGTHS,
+    strengths: Sequence[float] | None = None,
     sign: Sign = 1,
-) -> Chosen:
-    """Try strengths on a few bodies; of equally good ones the smallest is taken, since it changes least.
+    *,
+    own: Tensor | None = None,
+) -> Iterator[Fitted]:
+    """Move each body until the verifiers see what is wanted, and no further.
+
+    Bodies differ in how far they are from a finding, and what else an edit changes grows with its length. Every body
+    comes once: at the smallest strength at which the gate's "target" holds, or at the largest one.
 
     Args:
         editor, prompt: what is tried.
-        gate: what lets through.
-        origin: bodies without the finding for sign 1, with it for -1; some dozens.
-        strengths: positive, in standard deviations; those of ``usual`` for methods whose unit is a whole change are
-            tried too.
+        gate: what judges.
+        origin: N bodies without the finding for sign 1, with it for -1.
+        strengths: positive, in standard deviations; None for those of the editor and its usual one.
         sign: 1 towards the prompt, -1 away.
+        own: see ``Gate.judge``.
 
     Raises:
         InputError: no strength, or one that is not positive.
     """
-    if not strengths or min(strengths) <= 0:
+    ladder = sorted({*map(float, (*editor.strengths, editor.usual(prompt)) if strengths is None else strengths)})
+    if not ladder or ladder[0] <= 0:
         raise InputError("must be one or more positive numbers", field="strengths")
-    tried = sorted({*map(float, strengths), float(editor.usual(prompt))})
-    rates = {}
-    for strength in tried:
-        edited = editor.edit(origin, prompt, sign * strength)
-        judged = gate.judge(edited.before, edited.after, prompt.finding, sign, also=prompt.also)
-        rates[strength] = float(judged.accepted.double().mean())
-    best = max(tried, key=lambda s: (rates[s], -s))
-    return Chosen(sign * best, rates)
+    left, known = torch.arange(len(origin)), None
+    for strength in ladder:
+        edited = editor.edit(origin.take(left), prompt, sign * strength, told=False)
+        known = gate.opinions(edited.before) if known is None else known
+        judged = gate.judge(
+            edited.before,
+            edited.after,
+            prompt.finding,
+            sign,
+            also=prompt.also,
+            own=None if own is None else own[left],
+            known=known,
+        )
+        reached = judged.reached if strength < ladder[-1] else torch.ones(len(left), dtype=torch.bool)
+        if bool(reached.any()):
+            yield Fitted(left[reached], edited.take(reached), judged.take(reached))
+        left, known = left[~reached], known[:, ~reached]
+        if not len(left):
+            return
+
+
+def share_accepted(
+    editor: Editor,
+    prompt: Prompt,
+    gate: Gate,
+    origin: Origin,
+    strengths: Sequence[float] | None = None,
+    sign: Sign = 1,
+) -> float:
+    """Share of bodies whose edits pass the gate, each with a strength of its own; see ``fit_strengths``."""
+    parts = fit_strengths(editor, prompt, gate, origin, strengths, sign)
+    return sum(int(part.judged.accepted.sum()) for part in parts) / len(origin)

@@ -2,7 +2,8 @@
 
 An edit passes if, for its verifiers,
 
-    target      P(finding) crosses one half in the wanted direction, or moves that way by more than 0.3
+    target      every one of them is sure: P(finding), below one half on average before, is at least 0.8 after
+                (from at least one half to at most 0.2 where the finding is to go)
     off-target  the other findings' P changes by less than 0.1 on average
     identity    the body stays: 1 - cos of small pictures and the mean |difference| are within real variation
     realism     the image is as near to the training images' features (Mahalanobis) as real ones are
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -35,10 +36,9 @@ from counterscan.metrics.memorisation import FEWEST, thumbnails
 from counterscan.metrics.realism import InDomainFeatures, features_of, nearest_neighbours
 from counterscan.nets.cnn import Classifier
 from counterscan.pretrained import write_tensors
+from counterscan.tbsmgan.judgement import Judgement, Sign
 from counterscan.training.checkpoint import weights_digest
 
-Sign = Literal[1, -1]
-CRITERIA = ("target", "off-target", "identity", "realism", "new")
 _SETTINGS, _TENSORS = "gate.json", "gate.safetensors"
 _BATCH = 64
 _PAIRS = 4_000  # of images of different patients, drawn to see how alike bodies are
@@ -50,8 +50,8 @@ class GateConfig:
     """What counts as what.
 
     Attributes:
-        call: probability from which a finding counts as present.
-        gain: change of P(finding) that is enough without crossing ``call``.
+        sure: P(finding) that every verifier must give an edit towards it; 1 - sure at most for an edit away. One half
+            would let through what just convinces the verifiers at hand, and others half of the time.
         off: mean change of the other findings' P that is too much.
         within: percentile of the differences between images of one patient that an edit may reach; where patients have
             one image, 1 - within is the percentile of those between two patients.
@@ -62,8 +62,7 @@ class GateConfig:
         InputError: a value is outside of (0, 1).
     """
 
-    call: float = 0.5
-    gain: float = 0.3
+    sure: float = 0.8
     off: float = 0.1
     within: float = 0.98
     realism: float = 0.99
@@ -94,43 +93,11 @@ class Limits:
     variation: str
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """N edits of one finding.
-
-    Attributes:
-        finding: what was asked for.
-        sign: 1 towards it, -1 away.
-        passed: (N, 5) bool, columns as in ``CRITERIA``.
-        before, after: (N,) P(finding).
-        off_target: (N,) mean |change| of the other findings' P; 0 where there are none.
-        shape, change, realism, nearest: (N,) what the limits are for.
-        probabilities: (N, C) of the edits, columns as the gate's ``findings``.
-    """
-
-    finding: str
-    sign: Sign
-    passed: Tensor
-    before: Tensor
-    after: Tensor
-    off_target: Tensor
-    shape: Tensor
-    change: Tensor
-    realism: Tensor
-    nearest: Tensor
-    probabilities: Tensor
-
-    @property
-    def accepted(self) -> Tensor:
-        """(N,) bool, all criteria hold."""
-        return self.passed.all(1)
-
-
 class Gate:
     """See the module; made by ``calibrate``.
 
     Args:
-        verifiers: classifiers with the same findings; probabilities are averaged, features are the first one's.
+        verifiers: classifiers with the same findings; features are the first one's.
         limits: see ``Limits``.
         reference: "mean" (D,) and "whitening" (D, D) of the training images' features, and their "thumbnails" (N, P).
         config: see ``GateConfig``.
@@ -201,15 +168,19 @@ class Gate:
         return gate
 
     @torch.no_grad()
-    def probabilities(self, images: Tensor) -> Tensor:
-        """(N, 1, H, W) in [-1, 1] to calibrated (N, C), the mean over the verifiers, on the CPU."""
+    def opinions(self, images: Tensor) -> Tensor:
+        """(N, 1, H, W) in [-1, 1] to calibrated probabilities (V, N, C) of the V verifiers, on the CPU."""
         parts = []
         for verifier in self.verifiers:
             device = next(verifier.parameters()).device
             with evaluating(verifier):
                 seen = [verifier.probabilities(verifier(part.to(device))).cpu() for part in images.split(_BATCH)]
             parts.append(torch.cat(seen))
-        return torch.stack(parts).mean(0)
+        return torch.stack(parts)
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """(N, 1, H, W) in [-1, 1] to (N, C), the mean of ``opinions``."""
+        return self.opinions(images).mean(0)
 
     def distance(self, images: Tensor) -> Tensor:
         """(N,) Mahalanobis distance of features to the training images'."""
@@ -226,6 +197,7 @@ class Gate:
         *,
         also: Sequence[str] = (),
         own: Tensor | None = None,
+        known: Tensor | None = None,
     ) -> Judgement:
         """Judge edits.
 
@@ -236,6 +208,7 @@ class Gate:
             also: findings that may change, too.
             own: (N,) rows of the training images that were edited themselves, -1 for none: an edit may be like its own
                 source, but not like another image.
+            known: ``opinions`` of ``before``, where the same images are judged again.
 
         Raises:
             InputError: the verifiers do not know the finding, or images of unlike shapes.
@@ -251,20 +224,22 @@ class Gate:
             raise InputError(f"{tuple(before.shape)} and {tuple(after.shape)} are no pairs", field="after")
         before, after = before.detach().float().cpu(), after.detach().float().cpu()
         column = self.findings.index(finding)
-        first, second = self.probabilities(before), self.probabilities(after)
+        opinions = (self.opinions(before) if known is None else known), self.opinions(after)
+        first, second = (each.mean(0) for each in opinions)
         allowed = {finding, *map(canonical_name, also)}
         others = [k for k, name in enumerate(self.findings) if name not in allowed]
         off = (second - first)[:, others].abs().mean(1) if others else torch.zeros(len(after))
-        start, end = first[:, column], second[:, column]
-        crossed = (start < self.config.call) & (end >= self.config.call)
-        if sign < 0:
-            crossed = (start >= self.config.call) & (end < self.config.call)
+        start, end, each = first[:, column], second[:, column], opinions[1][:, :, column]
+        if sign > 0:
+            target = (start < 0.5) & (each >= self.config.sure).all(0)
+        else:
+            target = (start >= 0.5) & (each <= 1 - self.config.sure).all(0)
         shape, change = _apart(before, after)
         realism, nearest = self.distance(after), self._nearest(after, own)
         limits = self.limits
         passed = torch.stack(
             [
-                crossed | (sign * (end - start) > self.config.gain),
+                target,
                 off < self.config.off,
                 (shape <= limits.shape) & (change <= limits.change),
                 realism <= limits.realism,

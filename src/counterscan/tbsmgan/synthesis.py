@@ -7,33 +7,36 @@ probability, within [.05, .95], for losses that take soft ones.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from statistics import median
+from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from counterscan.data.findings import canonical_name
 from counterscan.data.table import StudyTable
 from counterscan.errors import InputError
 from counterscan.files import atomic_write, read_json, write_json
-from counterscan.tbsmgan.acceptance import STRENGTHS, Tally, choose_strength, named
-from counterscan.tbsmgan.edits.base import Edited, Editor, Origin
+from counterscan.tbsmgan.acceptance import Tally, fit_strengths, named, share_accepted
+from counterscan.tbsmgan.bodies import Bodies, Sampled, Supply
+from counterscan.tbsmgan.edits.base import Edited, Editor
+from counterscan.tbsmgan.edits.per_finding import PerFinding
 from counterscan.tbsmgan.edits.prompt import Prompt
 from counterscan.tbsmgan.export import facts_of, png, quantised
-from counterscan.tbsmgan.gate import Gate, Judgement, Sign
+from counterscan.tbsmgan.gate import Gate
 from counterscan.tbsmgan.generator import PSI, StyleGAN
+from counterscan.tbsmgan.judgement import Judgement, Sign
 
 SOFT_PREFIX = "soft:"
 LEAST, MOST = 0.05, 0.95  # of soft labels
+_TRIED_ON = 48  # bodies that methods are compared on
+_GOOD = 0.5  # share of edits that pass from which no other method is tried
 _STATE, _TABLE = "synthesis.json", "table.csv"
-_TUNED_ON = 48  # bodies that strengths are chosen on
 
 Progress = Callable[[str, int, int], None]  # finding, accepted, wanted
 
@@ -44,7 +47,7 @@ class SynthesisConfig:
 
     Attributes:
         sign: 1 brings findings in, -1 takes them out.
-        strength: in standard deviations, above 0; None tries some per finding and takes the one at which most pass.
+        strength: in standard deviations, above 0; None moves each body until the gate's verifiers see the finding.
         tries: at most so many edits for each image that is wanted.
         batch: edits judged at once.
         psi: truncation of the bodies.
@@ -75,95 +78,6 @@ class SynthesisConfig:
 
 
 @dataclass(frozen=True)
-class Bodies:
-    """What edits start from.
-
-    Attributes:
-        origin: N latents.
-        labels: (N, K) what they show: 1, 0, NaN for unknown; columns as the generator's findings.
-        patients: (N,) whose; made-up ones for samples. An edited image of a patient is an image of that patient.
-        rows: (N,) rows of the gate's training images that they were inverted from; None for samples.
-    """
-
-    origin: Origin
-    labels: Tensor
-    patients: Sequence[str]
-    rows: Tensor | None = None
-
-    def first(self, count: int) -> Bodies:
-        """The first of them."""
-        chosen = slice(count)
-        rows = None if self.rows is None else self.rows[chosen]
-        return Bodies(self.origin.take(chosen), self.labels[chosen], self.patients[chosen], rows)
-
-
-class Supply(Protocol):
-    """Gives bodies without end, or until there are no more."""
-
-    def __call__(self, finding: str, sign: Sign, number: int, count: int) -> Bodies | None:
-        """The ``number``-th batch of up to ``count`` bodies to edit a finding in, the same for the same arguments.
-
-        Returns:
-            Bodies that lack the finding for sign 1, that have it for -1; None when there are no more.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Bodies that the generator makes up, with the training images' mixture of labels.
-
-    Findings that it has not learnt are never asked for: the label would say what the image does not show.
-    """
-
-    gan: StyleGAN
-    psi: float = PSI
-    seed: int = 0
-
-    def __call__(self, finding: str, sign: Sign, number: int, count: int) -> Bodies:
-        """See ``Supply``."""
-        gan = self.gan
-        seed = int.from_bytes(hashlib.sha256(f"{self.seed} {finding} {sign} {number}".encode()).digest()[:6], "big")
-        labels = gan.draw_labels(count, seed).clone()
-        for at, name in enumerate(gan.findings):
-            if name == finding:
-                labels[:, at] = 0.0 if sign > 0 else 1.0
-            elif not gan.learned.get(name, False):
-                labels[:, at] = 0.0
-        origin = Origin.sample(gan, labels, self.psi, seed)
-        tag = f"synthetic-{gan.checkpoint}-{seed:012x}"
-        return Bodies(origin, labels, [f"{tag}-{k:03d}" for k in range(count)])
-
-
-@dataclass(frozen=True)
-class Inverted:
-    """Real training images, inverted: each is edited once at most.
-
-    Attributes:
-        w: (N, num_ws, w_dim) of images of the split "train".
-        labels: (N, K) of the study table, columns as the generator's findings.
-        findings: K names.
-        patients: (N,).
-        rows: (N,) which of the rows of the split "train" they are.
-    """
-
-    w: Tensor
-    labels: Tensor
-    findings: Sequence[str]
-    patients: Sequence[str]
-    rows: Tensor
-
-    def __call__(self, finding: str, sign: Sign, number: int, count: int) -> Bodies | None:
-        """See ``Supply``."""
-        fits = torch.nonzero(self.labels[:, list(self.findings).index(finding)] == (0.0 if sign > 0 else 1.0))[:, 0]
-        chosen = fits[number * count : (number + 1) * count]
-        if not len(chosen):
-            return None
-        patients = [self.patients[i] for i in chosen.tolist()]
-        return Bodies(Origin(self.w[chosen.to(self.w.device)]), self.labels[chosen], patients, self.rows[chosen])
-
-
-@dataclass(frozen=True)
 class SynthesisReport:
     """What became of a request.
 
@@ -172,7 +86,7 @@ class SynthesisReport:
         accepted: finding -> images with it that were written.
         wanted: finding -> how many were wanted.
         tally: tries, accepted ones and criteria; see ``Tally``.
-        strengths: finding -> signed strength that was used.
+        strengths: finding -> signed strength of its images, the median.
         short: finding -> why there are fewer than wanted; empty when all came true.
     """
 
@@ -236,7 +150,7 @@ def synthesize(
         {name: run.made[name] for name in wanted},
         wanted,
         run.tally,
-        run.strengths,
+        run.strengths(),
         {name: reason for name, reason in run.short.items() if run.made[name] < wanted[name]},
     )
 
@@ -254,6 +168,39 @@ def _check(gan: StyleGAN, gate: Gate, prompts: Mapping[str, Prompt], wanted: Map
                 )
 
 
+def choose_editors(
+    editors: Sequence[Editor],
+    gate: Gate,
+    prompts: Mapping[str, Prompt],
+    supply: Supply,
+    sign: Sign = 1,
+) -> tuple[PerFinding, dict[str, dict[str, float]]]:
+    """For each finding the editor most of whose edits pass the gate, on a few bodies.
+
+    Args:
+        editors: methods, the cheapest first; those after one with ``_GOOD`` are not tried.
+        gate: what judges.
+        prompts: finding -> what is asked.
+        supply: bodies.
+        sign: 1 brings findings in, -1 takes them out.
+
+    Returns:
+        The chosen ones, and finding -> method -> share of edits that passed, of those that were tried.
+    """
+    chosen: dict[str, Editor] = {}
+    shares: dict[str, dict[str, float]] = {}
+    for name, prompt in prompts.items():
+        bodies, shares[name], best = supply(name, sign, 0, _TRIED_ON), {}, -1.0
+        for editor in editors:
+            if best >= _GOOD or (bodies is None and name in chosen):
+                break
+            share = 0.0 if bodies is None else share_accepted(editor, prompt, gate, bodies.origin, sign=sign)
+            shares[name][editor.name] = share
+            if share > best:
+                chosen[name], best = editor, share
+    return PerFinding(chosen), shares
+
+
 class _Run:
     """A request that is being met, with its state on disk after every batch."""
 
@@ -265,7 +212,6 @@ class _Run:
         self.rows: list[dict[str, Any]] = []
         self.made: Counter[str] = Counter()
         self.batches: dict[str, int] = {}
-        self.strengths: dict[str, float] = {}
         self.short: dict[str, str] = {}
         self._resume()
 
@@ -285,13 +231,13 @@ class _Run:
                 self.short[name] = f"all {tried} images that could be edited were tried"
                 break
             # Batches are asked for whole and cut here: one of another size would start elsewhere among the images.
-            bodies = bodies.first(budget - tried)
-            if name not in self.strengths:
-                self.strengths[name] = self._strength(prompt, bodies)
-            edited = self.editor.edit(bodies.origin, prompt, self.strengths[name])
-            judged = self.gate.judge(edited.before, edited.after, name, config.sign, also=prompt.also, own=bodies.rows)
-            self.tally.add(judged)
-            self._keep(bodies, edited, judged, wanted)
+            bodies = bodies.take(torch.arange(min(len(bodies), budget - tried)))
+            strengths = None if config.strength is None else (config.strength,)
+            for part in fit_strengths(
+                self.editor, prompt, self.gate, bodies.origin, strengths, config.sign, own=bodies.rows
+            ):
+                self.tally.add(part.judged)
+                self._keep(bodies.take(part.rows), part.edited, part.judged, wanted)
             self.batches[name] = number + 1
             self._write()
             if progress is not None:
@@ -301,12 +247,12 @@ class _Run:
     def _tried(self, name: str) -> int:
         return int(self.tally.counts.get(named(name, self.config.sign), {}).get("tried", 0))
 
-    def _strength(self, prompt: Prompt, bodies: Bodies) -> float:
-        config = self.config
-        if config.strength is not None:
-            return config.sign * config.strength
-        few = bodies.origin.take(slice(0, _TUNED_ON))
-        return choose_strength(self.editor, prompt, self.gate, few, STRENGTHS, config.sign).strength
+    def strengths(self) -> dict[str, float]:
+        """See ``SynthesisReport``."""
+        used: dict[str, list[float]] = {}
+        for row in self.rows:
+            used.setdefault(row["edited"], []).append(float(row["strength"]))
+        return {name: float(median(found)) for name, found in used.items()}
 
     def _keep(self, bodies: Bodies, edited: Edited, judged: Judgement, wanted: int) -> None:
         """Write what passed as images, and note its rows."""
@@ -355,7 +301,7 @@ class _Run:
             "request": self.request,
             "rows": len(self.rows),
             "batches": self.batches,
-            "strengths": self.strengths,
+            "strengths": self.strengths(),
             "short": self.short,
             "tally": self.tally.counts,
             "rates": self.tally.table(),
@@ -372,7 +318,7 @@ class _Run:
                 path=self.folder,
                 remedy="Choose another folder, or repeat that request to go on with it",
             )
-        self.batches, self.strengths = state["batches"], state["strengths"]
+        self.batches = state["batches"]
         self.tally = Tally(state["tally"])
         if state["rows"]:
             table = StudyTable.read(self.folder / _TABLE, labelled=False)

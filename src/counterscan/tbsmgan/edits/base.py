@@ -146,6 +146,24 @@ class Edited:
     def __len__(self) -> int:
         return len(self.before)
 
+    def take(self, rows: Tensor) -> Edited:
+        """Some of them, by number or by a bool for each."""
+
+        def some(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[rows]
+
+        return replace(
+            self,
+            before=self.before[rows],
+            after=self.after[rows],
+            latents=self.latents.take(rows),
+            w=some(self.w),
+            styles=None if self.styles is None else [layer[rows] for layer in self.styles],
+            text_before=some(self.text_before),
+            text_after=some(self.text_after),
+            others={name: change[rows] for name, change in self.others.items()},
+        )
+
 
 class Editor(abc.ABC):
     """One way of steering. Positive strengths lead towards the prompt, negative ones away from it.
@@ -157,10 +175,12 @@ class Editor(abc.ABC):
     Attributes:
         name: of the method.
         needs_text: whether it asks a text-image model.
+        strengths: in standard deviations, that are tried in turn where none is given.
     """
 
     name: str
     needs_text = True
+    strengths: Sequence[float] = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0)
 
     def __init__(self, gan: StyleGAN, texts: TextDirections | None = None) -> None:
         if self.needs_text and texts is None:
@@ -186,13 +206,16 @@ class Editor(abc.ABC):
         labels = torch.zeros(1, len(self.gan.findings))
         return self.move(Origin.sample(self.gan, labels, psi=1.0), prompt).usual
 
-    def edit(self, latents: Tensor | Origin, prompt: Prompt, strength: float | None = None) -> Edited:
+    def edit(
+        self, latents: Tensor | Origin, prompt: Prompt, strength: float | None = None, *, told: bool = True
+    ) -> Edited:
         """Images of latents and of their edits, without gradients and in parts of bounded memory.
 
         Args:
             latents: w (N, num_ws, w_dim), or more of what is known of the images.
             prompt: what is asked; see ``Steering.prompt``.
             strength: in standard deviations, positive towards the prompt, negative away; None for the usual one.
+            told: also ask the text-image model, if there is one, what it sees in the images.
 
         Raises:
             InputError: w of another shape, or a strength that is not finite.
@@ -201,12 +224,12 @@ class Editor(abc.ABC):
         if strength is not None and not abs(strength) < float("inf"):
             raise InputError(f"{strength} is not finite", field="strength")
         parts = [
-            self._edit(latents.take(slice(start, start + _BATCH)), prompt, strength)
+            self._edit(latents.take(slice(start, start + _BATCH)), prompt, strength, told)
             for start in range(0, len(latents), _BATCH)
         ]
         return parts[0] if len(parts) == 1 else joined(parts, latents)
 
-    def _edit(self, latents: Origin, prompt: Prompt, strength: float | None) -> Edited:
+    def _edit(self, latents: Origin, prompt: Prompt, strength: float | None, told: bool) -> Edited:
         move = self.move(latents, prompt, strength)
         strength = move.usual if strength is None else float(strength)
         with torch.no_grad():
@@ -219,7 +242,7 @@ class Editor(abc.ABC):
                 styles = [s + strength * d for s, d in zip(self.gan.styles(latents.w), steps, strict=True)]
                 after = images_of(self.gan, styles=styles)
             edited = Edited(before, after, latents, w, styles, prompt, strength, self.name, move.touched)
-            return edited if self.texts is None else self._told(edited, self.texts)
+            return self._told(edited, self.texts) if told and self.texts is not None else edited
 
     def _told(self, edited: Edited, texts: TextDirections) -> Edited:
         """With what the text-image model says of it."""

@@ -73,6 +73,7 @@ class PerImage(Editor):
     """
 
     name = "per image"
+    strengths = (2.0, 4.0)  # each is an optimisation of its own
 
     def __init__(
         self,

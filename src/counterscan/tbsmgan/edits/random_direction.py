@@ -26,7 +26,7 @@ class RandomDirection(Editor):
     def __init__(self, like: Editor, seed: int = 0) -> None:
         super().__init__(like.gan, like.texts)
         self.like, self.seed = like, seed
-        self.space = like.space
+        self.space, self.strengths = like.space, like.strengths
 
     def usual(self, prompt: Prompt) -> float:
         """That of ``like``."""
