@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from counterscan.bench import study_content, study_run
+from counterscan.bench import study_content, study_models, study_run
 from counterscan.bench.study_config import StudyConfig
 from counterscan.bench.study_models import Study
 from counterscan.data.store import PreparedStore
@@ -16,7 +17,7 @@ from counterscan.data.table import StudyTable
 from counterscan.tbsmgan.gate import Gate
 from counterscan.tbsmgan.generator import StyleGAN, TrainingPatients
 from counterscan.tbsmgan.steering import Steering
-from tests.tbsmgan.linear import BANK, BlockVerifier, LinearText, linear_gan, store, zero_shot
+from tests.tbsmgan.linear import BANK, BlockVerifier, LinearText, encoded, linear_gan, store, zero_shot
 
 CONFIG = StudyConfig(
     arms=(
@@ -82,6 +83,8 @@ def use_toys(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, stub in (
         (study_run, "load_gate", gate),
         (study_content, "load_gate", gate),
+        (study_models, "fit_encoder", lambda study, number: SimpleNamespace(encode=encoded)),
+        (study_run, "fit_encoder", lambda study, number: None),
         (study_content, "load_generator", generator),
         (study_content, "load_steering", steering),
         (study_run, "load_steering", steering),

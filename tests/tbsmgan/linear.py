@@ -75,6 +75,11 @@ def blocks_of(images: Tensor) -> Tensor:
     return F.avg_pool2d(images, 4).flatten(1)
 
 
+def encoded(images: Tensor) -> Tensor:
+    """Latents (N, 2, 4) that make the images."""
+    return (blocks_of(images) / STEP)[:, None].expand(-1, 2, -1)
+
+
 def linear_gan(**known: object) -> StyleGAN:
     labels = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     options = {"checkpoint": "linear", "learned": dict.fromkeys(FINDINGS, True)} | known

@@ -25,7 +25,7 @@ from counterscan.tbsmgan.edits import (
 from counterscan.tbsmgan.edits.prompt import ReportReader, mirror
 from counterscan.tbsmgan.edits.style_directions import Channels
 from counterscan.tbsmgan.generator import StyleGAN
-from tests.tbsmgan.linear import BANK, SHIFT, STEP, LinearText, blocks_of, linear_gan, texts
+from tests.tbsmgan.linear import BANK, SHIFT, STEP, LinearText, blocks_of, encoded, linear_gan, painted, texts
 
 EDEMA = parse("Edema", BANK, ReportReader(), LinearText())
 QUICK = StyleConfig(images=8, channels=2)
@@ -328,3 +328,15 @@ def test_directions_beside_the_prompt_have_no_share_in_it() -> None:
     assert float(directions.others(EDEMA)["Pleural Effusion"] @ own) > 0.4
     assert float(other @ own) == pytest.approx(0.0, abs=1e-6)
     assert float(other.norm()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_an_edited_real_image_keeps_what_the_generator_cannot_show(gan: StyleGAN, channels: Channels) -> None:
+    dice = torch.Generator().manual_seed(1)
+    x = (painted(torch.tensor([[0.1, -0.2, 0.3, 0.0]])) + 0.05 * torch.randn(1, 1, 8, 8, generator=dice)).clamp(-1, 1)
+    origin = Origin.of_images(gan, x, encoded(x))
+    editor = StyleDirections(gan, texts(), channels, StyleConfig(channels=1))  # type: ignore[arg-type]
+    edited = editor.edit(origin, EDEMA, 2.0)
+    assert torch.allclose(edited.before, x, atol=1e-6)  # the image itself, not its inversion
+    bare = editor.edit(origin.w, EDEMA, 2.0)
+    assert torch.allclose(edited.after - edited.before, bare.after - bare.before, atol=1e-6)
+    assert torch.equal(origin.take(slice(0, 1)).residual, origin.residual)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from counterscan.tbsmgan.edits.prompt import ReportReader
 from counterscan.tbsmgan.gate import Gate
 from counterscan.tbsmgan.generator import StyleGAN
 from counterscan.tbsmgan.synthesis import SynthesisConfig, SynthesisReport, choose_editors, synthesize
-from tests.tbsmgan.linear import BANK, FINDINGS, BlockVerifier, LinearText, blocks_of, linear_gan, store
+from tests.tbsmgan.linear import BANK, FINDINGS, BlockVerifier, LinearText, blocks_of, encoded, linear_gan, store
 
 PROMPTS = {name: parse(name, BANK, ReportReader(), LinearText()) for name in FINDINGS}
 CONFIG = SynthesisConfig(batch=16, psi=0.5, strength=2.0)
@@ -134,9 +134,7 @@ def test_an_interrupted_request_goes_on_and_gives_the_same(gate: Gate, tmp_path:
 def test_edited_real_images_stay_their_patients(gate: Gate, tmp_path: Path) -> None:
     gan, data = linear_gan(), store()
     train = data.subset(data.split == "train")
-    blocks = blocks_of(train.images())
-    w = (blocks / 0.1)[:, None].expand(-1, 2, -1)
-    supply = Inverted(w, torch.from_numpy(train.labels), FINDINGS, train.patients.tolist(), torch.arange(len(train)))
+    supply = Inverted(gan, encoded, train, torch.from_numpy(train.labels))
     config = replace(CONFIG, tries=100.0)
     limited = Gate(gate.verifiers, replace(gate.limits, copy=0.02), gate.reference)
     report = synthesize(gan, LabelSwap(gan), limited, PROMPTS, {"Edema": 500}, tmp_path, config, supply=supply)
@@ -152,9 +150,8 @@ def test_edited_real_images_stay_their_patients(gate: Gate, tmp_path: Path) -> N
 def test_a_budget_that_cuts_a_batch_edits_no_image_twice(gate: Gate, tmp_path: Path) -> None:
     gan, data = linear_gan(), store()
     train = data.subset(data.split == "train")
-    w = (blocks_of(train.images()) / 0.1)[:, None].expand(-1, 2, -1)
     asked: list[int] = []
-    supply = Inverted(w, torch.from_numpy(train.labels), FINDINGS, train.patients.tolist(), torch.arange(len(train)))
+    supply = Inverted(gan, encoded, train, torch.from_numpy(train.labels))
 
     class Watched(Gate):
         def judge(self, *given: object, own: torch.Tensor | None = None, **more: object) -> object:

@@ -89,8 +89,11 @@ class StudyConfig:
         clip_steps, clip_batch: of each text-image model.
         verifiers, verifier_steps: classifiers that judge edits and watch the generator.
         method: how text moves a latent: "style", "learned", or for each finding the better of both, by the gate.
+        bodies: what is edited: "real", training images, which keep all of their texture but for the edit; or "new",
+            samples of the generator.
+        encoder_steps: of each generator's encoder, which finds latents of real images.
         tries: at most so many edits per image that is wanted.
-        psi: truncation of the bodies that are edited, and of plain samples.
+        psi: truncation of new bodies that are edited, and of plain samples.
         force: also steer to findings that the generator has not learnt or the text-image model hardly knows, trusting
             the gate.
         off: of the gate: mean change of the other findings that is too much.
@@ -128,6 +131,8 @@ class StudyConfig:
     verifiers: int = 2
     verifier_steps: int = 500
     method: Literal["style", "learned", "best"] = "best"
+    bodies: Literal["real", "new"] = "real"
+    encoder_steps: int = 600
     tries: float = 8.0
     psi: float = 0.7
     force: bool = False
@@ -154,7 +159,8 @@ class StudyConfig:
                 raise InputError(f"unknown text view {view!r}", field="views", remedy=f"There are: {', '.join(VIEWS)}")
         if not self.views or not self.shares or min(self.shares) <= 0 or max(self.shares) >= 1:
             raise InputError("give at least one view, and shares between 0 and 1", field="shares")
-        for name in ("synthetic", "seeds", "generators", "steps", "verifiers", "verifier_steps", "clip_steps"):
+        counts = ("synthetic", "seeds", "generators", "steps", "verifiers", "verifier_steps", "clip_steps")
+        for name in (*counts, "encoder_steps"):
             if getattr(self, name) < 1:
                 raise InputError("must be at least 1", field=name)
         for name in ("weight", "psi", "pretrain"):
@@ -165,6 +171,7 @@ class StudyConfig:
         for name, words in (
             ("others", ("source", "agreed")),
             ("method", ("style", "learned", "best")),
+            ("bodies", ("real", "new")),
             ("blank", ("zero", "ignore")),
         ):
             if getattr(self, name) not in words:
@@ -203,6 +210,7 @@ def full(**changes: Any) -> StudyConfig:
         widths=(16, 32, 64, 96),
         auc_steps=200,
         gan_steps=12_000,
+        encoder_steps=2000,
         clip_steps=1500,
         verifier_steps=1500,
         resamples=2000,

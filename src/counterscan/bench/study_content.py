@@ -34,12 +34,11 @@ from PIL import Image
 from torch import Tensor
 
 from counterscan.bench.study_config import CONTROLS, Content
-from counterscan.bench.study_models import Study, load_gate, load_generator, load_steering
+from counterscan.bench.study_models import Study, load_bodies, load_gate, load_generator, load_steering
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.files import atomic_write, read_json, write_json
 from counterscan.tbsmgan.acceptance import Tally
-from counterscan.tbsmgan.bodies import Sampled
 from counterscan.tbsmgan.edits import Editor, LabelSwap, PerFinding, Prompt, RandomDirection, parse
 from counterscan.tbsmgan.edits.prompt import ReportReader
 from counterscan.tbsmgan.export import quantised
@@ -149,19 +148,19 @@ def _gated(study: Study, content: Content, view: str, number: int) -> Made:
     asked = {name: count for name, count in wanted(study).items() if name in prompts}
     if not asked:
         return _nothing(study, {"refused": refused})
+    supply = load_bodies(study, gan, number, _seed(study, number))
     editor: Editor
     compared: dict[str, dict[str, float]] = {}
     if steering is None:
         editor = LabelSwap(gan)
     elif study.config.method == "best":
-        supply = Sampled(gan, study.config.psi, _seed(study, number))
         both = [steering.editor("style"), steering.editor("learned")]
         editor, compared = choose_editors(both, gate, {name: prompts[name] for name in asked}, supply, sign)
     else:
         editor = steering.editor(study.config.method)
     folder = folder_of(study, content, view, number) / "synthesis"
     settings = SynthesisConfig(sign, None, study.config.tries, _BATCH, study.config.psi, _seed(study, number))
-    report = synthesize(gan, editor, gate, prompts, asked, folder, settings)
+    report = synthesize(gan, editor, gate, prompts, asked, folder, settings, supply=supply)
     about = {
         "refused": refused,
         "short": report.short,
@@ -272,7 +271,7 @@ def _moved(study: Study, content: Content, view: str, number: int) -> Made:
     """As many as text+, moved as far: by the text and unjudged ("naive"), or in a random direction."""
     gate, steering = load_gate(study), load_steering(study, view, number)
     like = load(study, "text+", view, number)
-    supply = Sampled(steering.gan, study.config.psi, _seed(study, number))
+    supply = load_bodies(study, steering.gan, number, _seed(study, number))
     columns = [steering.gan.findings.index(name) for name in study.findings]
     counts, tally = like.counts(1, len(study.findings)), Tally()
     images, targets, edited = [], [], list[int]()
@@ -285,13 +284,15 @@ def _moved(study: Study, content: Content, view: str, number: int) -> Made:
         editor = own if content == "naive" else RandomDirection(own, _seed(study, number))
         while made < count and turn * _BATCH < budget:
             bodies = supply(name, 1, turn, _BATCH)
+            if bodies is None:
+                break
             moved = editor.edit(bodies.origin, prompt, like.about["strengths"][name], told=False)
             labels = bodies.labels[:, columns].clone()
             keep = torch.ones(len(moved), dtype=torch.bool)
             if content == "naive":
                 labels[:, k] = 1.0
             else:
-                judged = gate.judge(moved.before, moved.after, name)
+                judged = gate.judge(moved.before, moved.after, name, own=bodies.rows)
                 tally.add(judged)
                 keep = judged.passed[:, _BODY].all(1)
             chosen = torch.nonzero(keep)[: count - made, 0]

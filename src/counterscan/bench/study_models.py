@@ -24,7 +24,10 @@ from counterscan.nets.cnn import Classifier, ClassifierConfig
 from counterscan.tbsmgan import GANConfig, StyleGAN
 from counterscan.tbsmgan import fit as fit_gan
 from counterscan.tbsmgan import preset as gan_preset
+from counterscan.tbsmgan.bodies import Inverted, Sampled, Supply
+from counterscan.tbsmgan.encoder_training import EncoderConfig, train_encoder
 from counterscan.tbsmgan.gate import Gate, GateConfig
+from counterscan.tbsmgan.inverter import Inverter
 from counterscan.tbsmgan.steering import Steering
 from counterscan.text.clip import TinyTextImage, TrainableClip, load_clip
 from counterscan.text.clip_config import ClipConfig
@@ -36,7 +39,7 @@ from counterscan.text.views import corpus_view
 from counterscan.text.zeroshot import ZeroShot, judge
 
 _ZERO_SHOT, _GENERATOR = "zeroshot.json", "model/stylegan.json"
-_VERIFIER_SEED, _CLIP_SEED, _GAN_SEED = 5_000, 6_000, 7_000  # apart from the seeds of the arms
+_VERIFIER_SEED, _CLIP_SEED, _GAN_SEED, _ENCODER_SEED = 5_000, 6_000, 7_000, 8_000  # apart from the seeds of the arms
 _VERIFIER_WIDTHS = (16, 32, 64, 96)
 
 
@@ -147,6 +150,36 @@ def load_generator(study: Study, number: int) -> StyleGAN:
         problem = f"it does not know {missing[0]!r}" if missing else f"it makes {gan.size} px, not {study.store.size}"
         raise InputError(problem, path=given, field="generator", remedy="Train one on this store: leave it out")
     return gan
+
+
+def fit_encoder(study: Study, number: int) -> Inverter:
+    """What finds a generator's latents of real images; trained like the generator on the split train."""
+    folder, gan = study.out / "encoders" / str(number), load_generator(study, number)
+    watching = load_classifier(study.out / "verifiers" / "0")
+    if (folder / "encoder").is_dir():
+        return Inverter.from_pretrained(folder, gan, watching)
+    base, steps = EncoderConfig(), study.config.encoder_steps
+    loop = replace(
+        base.training,
+        steps=steps,
+        validate_every=max(1, steps // 4),
+        checkpoint_every=max(1, steps // 4),
+        sample_every=0,
+        seed=_ENCODER_SEED + study.config.seed + number,
+        threads=1,
+        tensorboard=False,
+    )
+    return train_encoder(gan, study.store, folder, replace(base, training=loop), classifier=watching)
+
+
+def load_bodies(study: Study, gan: StyleGAN, number: int, seed: int) -> Supply:
+    """What is edited."""
+    if study.config.bodies == "new":
+        return Sampled(gan, study.config.psi, seed)
+    known = study.targets("train")
+    labels = np.full((len(known), len(gan.findings)), np.nan, dtype=np.float32)
+    labels[:, [gan.findings.index(name) for name in study.findings]] = known
+    return Inverted(gan, fit_encoder(study, number).encode, study.part("train"), torch.from_numpy(labels), seed)
 
 
 def _generator_folder(study: Study, number: int) -> Path:

@@ -25,6 +25,7 @@ from counterscan.bench.study_config import PLAIN, Content, StudyConfig, freeze
 from counterscan.bench.study_content import FIRST, TEXTUAL
 from counterscan.bench.study_models import (
     Study,
+    fit_encoder,
     fit_generator,
     fit_text_model,
     fit_verifier,
@@ -145,9 +146,11 @@ def _stages(study: Study, arms: Sequence[Arm]) -> list[list[Job]]:
     models = [Job("generator", f"generator {n}", _generator, (n,)) for n in numbers if generated]
     models += [Job("text-image model", f"text-image model, {view}", _clip, (view,)) for view in views]
     stages.append([*models, *plain_runs])
+    first = [c for c in FIRST if _needed(c, contents)]
+    if first and config.bodies == "real":
+        stages.append([Job("encoder", f"encoder {n}", _encoder, (n,)) for n in numbers])
     if views:
         stages.append([Job("steering", f"{v}, generator {n}", _steering, (v, n)) for n in numbers for v in views])
-    first = [c for c in FIRST if _needed(c, contents)]
     then = [c for c in dict.fromkeys(contents) if c not in (*FIRST, "both", "ensemble")]
     for chosen in (first, then):
         stages.append(
@@ -192,6 +195,11 @@ def _gate(study: Study) -> str:
 
 def _generator(study: Study, number: int) -> str:
     fit_generator(study, number)
+    return ""
+
+
+def _encoder(study: Study, number: int) -> str:
+    fit_encoder(study, number)
     return ""
 
 

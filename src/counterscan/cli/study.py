@@ -37,6 +37,8 @@ class StudyOptions:
     """Steps of each generator; default: the profile's."""
     method: Literal["style", "learned", "best"] | None = None
     """How text moves an image; "best" compares both for each finding; default: the profile's."""
+    bodies: Literal["real", "new"] | None = None
+    """What is edited: training images, or new samples of the generator; default: the profile's."""
     force: bool = False
     """Also steer to findings that the generator has not learnt, trusting the gate."""
     generator: Path | None = None
@@ -48,7 +50,7 @@ class StudyOptions:
 
     def given(self, *names: str) -> dict[str, Any]:
         """Those settings of the protocol that were given, these further ones of a subclass included."""
-        asked = ("arms", "views", "shares", "seeds", "steps", "synthetic", "gan_steps", "method", *names)
+        asked = ("arms", "views", "shares", "seeds", "steps", "synthetic", "gan_steps", "method", "bodies", *names)
         return {name: value for name in asked if (value := getattr(self, name))}
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from counterscan.data.store import PreparedStore
 from counterscan.tbsmgan.edits.base import Origin
 from counterscan.tbsmgan.generator import PSI, StyleGAN
 from counterscan.tbsmgan.judgement import Sign
@@ -67,7 +69,7 @@ class Sampled:
     def __call__(self, finding: str, sign: Sign, number: int, count: int) -> Bodies:
         """See ``Supply``."""
         gan = self.gan
-        seed = int.from_bytes(hashlib.sha256(f"{self.seed} {finding} {sign} {number}".encode()).digest()[:6], "big")
+        seed = _number(f"{self.seed} {finding} {sign} {number}")
         labels = gan.draw_labels(count, seed).clone()
         for at, name in enumerate(gan.findings):
             if name == finding:
@@ -81,27 +83,33 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Inverted:
-    """Real training images, inverted: each is edited once at most.
+    """Real training images, inverted: each is edited once at most, and keeps what the generator cannot show of it.
 
     Attributes:
-        w: (N, num_ws, w_dim) of images of the split "train".
-        labels: (N, K) of the study table, columns as the generator's findings.
-        findings: K names.
-        patients: (N,).
-        rows: (N,) which of the rows of the split "train" they are.
+        gan: the generator.
+        encode: (N, 1, S, S) to w (N, num_ws, w_dim), as ``Inverter.encode``.
+        images: the split "train" that the gate was calibrated on.
+        labels: (N, K) of these, 1, 0 or NaN; columns as the generator's findings.
+        seed: of their order.
     """
 
-    w: Tensor
+    gan: StyleGAN
+    encode: Callable[[Tensor], Tensor]
+    images: PreparedStore
     labels: Tensor
-    findings: Sequence[str]
-    patients: Sequence[str]
-    rows: Tensor
+    seed: int = 0
 
     def __call__(self, finding: str, sign: Sign, number: int, count: int) -> Bodies | None:
         """See ``Supply``."""
-        fits = torch.nonzero(self.labels[:, list(self.findings).index(finding)] == (0.0 if sign > 0 else 1.0))[:, 0]
-        chosen = fits[number * count : (number + 1) * count]
-        if not len(chosen):
+        fits = np.flatnonzero(self.labels[:, self.gan.findings.index(finding)].numpy() == (0.0 if sign > 0 else 1.0))
+        dice = np.random.default_rng(_number(f"{self.seed} {finding} {sign}"))
+        rows = dice.permutation(fits)[number * count : (number + 1) * count]
+        if not len(rows):
             return None
-        patients = [self.patients[i] for i in chosen.tolist()]
-        return Bodies(Origin(self.w[chosen.to(self.w.device)]), self.labels[chosen], patients, self.rows[chosen])
+        x = self.images.images(rows)
+        origin = Origin.of_images(self.gan, x, self.encode(x))
+        return Bodies(origin, self.labels[rows], self.images.patients[rows].tolist(), torch.from_numpy(rows))
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")

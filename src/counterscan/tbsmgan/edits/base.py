@@ -29,12 +29,15 @@ class Origin:
         z: (N, z_dim) that w was mapped from; None for inverted images.
         c: (N, K) the condition it was mapped with.
         psi: truncation it was mapped with.
+        residual: (N, 1, H, W) what the generator misses of real images, x - G(w): added to all that is made of them, so
+            that an edit changes what G changes and leaves their texture. None adds nothing.
     """
 
     w: Tensor
     z: Tensor | None = None
     c: Tensor | None = None
     psi: float = 1.0
+    residual: Tensor | None = None
 
     @classmethod
     def of(cls, given: Tensor | Origin) -> Origin:
@@ -69,8 +72,14 @@ class Origin:
 
     def take(self, rows: slice | Tensor) -> Origin:
         """Some of them."""
-        z, c = (None if x is None else x[rows] for x in (self.z, self.c))
-        return replace(self, w=self.w[rows], z=z, c=c)
+        z, c, residual = (None if x is None else x[rows] for x in (self.z, self.c, self.residual))
+        return replace(self, w=self.w[rows], z=z, c=c, residual=residual)
+
+    @classmethod
+    @torch.no_grad()
+    def of_images(cls, gan: StyleGAN, x: Tensor, w: Tensor) -> Origin:
+        """Real images (N, 1, H, W) in [-1, 1] with latents that were found for them, and what those miss."""
+        return cls(w, residual=x.to(w.device) - images_of(gan, w))
 
 
 class WSpace:
@@ -241,6 +250,8 @@ class Editor(abc.ABC):
                 steps = move.styles or ()
                 styles = [s + strength * d for s, d in zip(self.gan.styles(latents.w), steps, strict=True)]
                 after = images_of(self.gan, styles=styles)
+            if latents.residual is not None:
+                before, after = ((made + latents.residual).clamp(-1, 1) for made in (before, after))
             edited = Edited(before, after, latents, w, styles, prompt, strength, self.name, move.touched)
             return self._told(edited, self.texts) if told and self.texts is not None else edited
 
