@@ -185,7 +185,7 @@ def test_rates_add_up(gate: Gate) -> None:
     assert Tally(dict(tally.counts)).table() == tally.table()
 
 
-def test_bodies_move_no_further_than_needed(gate: Gate) -> None:
+def test_bodies_move_until_it_is_seen_and_one_step_beyond(gate: Gate) -> None:
     gan = linear_gan()
     config = StyleConfig(images=8, channels=1, usual=4.0)
     editor = StyleDirections(gan, texts(), measure(gan, LinearText(), config), config)  # type: ignore[arg-type]
@@ -193,14 +193,16 @@ def test_bodies_move_no_further_than_needed(gate: Gate) -> None:
     ladder = (0.1, 1.0, 2.0, 30.0)
     parts = list(fit_strengths(editor, EDEMA, gate, origin, ladder))
     assert sorted(row for part in parts for row in part.rows.tolist()) == list(range(40))  # each body once
+    seen = {s: gate.judge(*pair_of(editor, origin, s), "Edema") for s in ladder}
     for part in parts:
         assert len(part.edited) == len(part.judged.passed) == len(part.rows)
-        if part.edited.strength < ladder[-1]:
-            assert bool(part.judged.reached.all())
-        weaker = [s for s in ladder if s < part.edited.strength]
-        for strength in weaker[-1:]:
-            short = editor.edit(origin.take(part.rows), EDEMA, strength)
-            assert not bool(gate.judge(short.before, short.after, "Edema").reached.any())
+        for row in part.rows.tolist():
+            enough = [s for s in ladder if bool(seen[s].reached[row])]
+            if not enough:
+                assert part.edited.strength == ladder[-1]
+                continue
+            beyond = ladder[min(ladder.index(enough[0]) + 1, len(ladder) - 1)]
+            assert part.edited.strength == (beyond if bool(seen[beyond].accepted[row]) else enough[0])
     assert {0.1, 30.0} - {part.edited.strength for part in parts}  # neither all at once nor all at the end
     share = share_accepted(editor, EDEMA, gate, origin, ladder)
     assert share == sum(int(part.judged.accepted.sum()) for part in parts) / 40 > 0.1
@@ -212,6 +214,11 @@ def test_bodies_move_no_further_than_needed(gate: Gate) -> None:
         with pytest.raises(InputError, match="positive"):
             next(fit_strengths(editor, EDEMA, gate, origin, bad))
     assert BANK.findings
+
+
+def pair_of(editor: StyleDirections, origin: Origin, strength: float) -> tuple[Tensor, Tensor]:
+    edited = editor.edit(origin, EDEMA, strength)
+    return edited.before, edited.after
 
 
 def _reference() -> dict[str, Tensor]:

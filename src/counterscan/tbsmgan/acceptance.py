@@ -88,10 +88,11 @@ def fit_strengths(
     *,
     own: Tensor | None = None,
 ) -> Iterator[Fitted]:
-    """Move each body until the verifiers see what is wanted, and no further.
+    """Move each body until the verifiers see what is wanted, and one strength further where that passes, too.
 
-    Bodies differ in how far they are from a finding, and what else an edit changes grows with its length. Every body
-    comes once: at the smallest strength at which the gate's "target" holds, or at the largest one.
+    Bodies differ in how far they are from a finding, and what else an edit changes grows with its length; but what just
+    convinces the verifiers convinces others less often. Every body comes once: one strength beyond the smallest at
+    which the gate's "target" holds, or at that one, or at the largest where it never does.
 
     Args:
         editor, prompt: what is tried.
@@ -108,6 +109,8 @@ def fit_strengths(
     if not ladder or ladder[0] <= 0:
         raise InputError("must be one or more positive numbers", field="strengths")
     left, known = torch.arange(len(origin)), None
+    waiting = torch.zeros(len(origin), dtype=torch.bool)  # the strength before was enough
+    before: tuple[Edited, Judgement] | None = None  # of those that are left, at that strength
     for strength in ladder:
         edited = editor.edit(origin.take(left), prompt, sign * strength, told=False)
         known = gate.opinions(edited.before) if known is None else known
@@ -120,10 +123,15 @@ def fit_strengths(
             own=None if own is None else own[left],
             known=known,
         )
-        reached = judged.reached if strength < ladder[-1] else torch.ones(len(left), dtype=torch.bool)
-        if bool(reached.any()):
-            yield Fitted(left[reached], edited.take(reached), judged.take(reached))
-        left, known = left[~reached], known[:, ~reached]
+        back = waiting & ~judged.accepted
+        now = (waiting & judged.accepted) | (~waiting & (strength == ladder[-1]))
+        if before is not None and bool(back.any()):
+            yield Fitted(left[back], before[0].take(back), before[1].take(back))
+        if bool(now.any()):
+            yield Fitted(left[now], edited.take(now), judged.take(now))
+        stay = ~(back | now)
+        left, known, waiting = left[stay], known[:, stay], judged.reached[stay]
+        before = edited.take(stay), judged.take(stay)
         if not len(left):
             return
 
