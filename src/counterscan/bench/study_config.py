@@ -93,6 +93,8 @@ class StudyConfig:
             samples of the generator.
         encoder_steps: of each generator's encoder, which finds latents of real images.
         tries: at most so many edits per image that is wanted.
+        least: share of edits that must pass the gate on some bodies, or the finding is left alone: of edits that mostly
+            fail, the verifiers' errors choose those that pass.
         psi: truncation of new bodies that are edited, and of plain samples.
         force: also steer to findings that the generator has not learnt or the text-image model hardly knows, trusting
             the gate.
@@ -118,7 +120,7 @@ class StudyConfig:
     others: Literal["source", "agreed"] = "agreed"
     seeds: int = 5
     generators: int = 1
-    steps: int = 350
+    steps: int = 600
     batch_size: int = 32
     widths: tuple[int, ...] = (8, 16, 32, 64)
     auc_steps: int = 0
@@ -134,6 +136,7 @@ class StudyConfig:
     bodies: Literal["real", "new"] = "real"
     encoder_steps: int = 600
     tries: float = 8.0
+    least: float = 0.2
     psi: float = 0.7
     force: bool = False
     off: float = 0.1
@@ -166,6 +169,8 @@ class StudyConfig:
         for name in ("weight", "psi", "pretrain"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError("must be above 0 and at most 1", field=name)
+        if not 0 <= self.least < 1:
+            raise InputError("must be at least 0 and below 1", field="least")
         if self.resamples < 2 or self.batch_size < 4 or self.tries < 1:
             raise InputError("resamples, batch_size and tries must be at least 2, 4 and 1", field="batch_size")
         for name, words in (

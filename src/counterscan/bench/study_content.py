@@ -39,13 +39,13 @@ from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.files import atomic_write, read_json, write_json
 from counterscan.tbsmgan.acceptance import Tally
-from counterscan.tbsmgan.edits import Editor, LabelSwap, PerFinding, Prompt, RandomDirection, parse
+from counterscan.tbsmgan.edits import Editor, LabelSwap, Prompt, RandomDirection, parse
 from counterscan.tbsmgan.edits.prompt import ReportReader
 from counterscan.tbsmgan.export import quantised
 from counterscan.tbsmgan.gate import Gate
 from counterscan.tbsmgan.generator import StyleGAN
 from counterscan.tbsmgan.judgement import CRITERIA, Sign
-from counterscan.tbsmgan.steering import Steering
+from counterscan.tbsmgan.steering import Method, Steering
 from counterscan.tbsmgan.synthesis import SOFT_PREFIX, SynthesisConfig, choose_editors, synthesize
 from counterscan.text.prompts import PromptBank
 
@@ -145,19 +145,21 @@ def _gated(study: Study, content: Content, view: str, number: int) -> Made:
     steering = None if content == "swap" else load_steering(study, view, number)
     gan = load_generator(study, number) if steering is None else steering.gan
     prompts, refused = _prompts(study, gan, steering, view)
-    asked = {name: count for name, count in wanted(study).items() if name in prompts}
-    if not asked:
+    if not prompts:
         return _nothing(study, {"refused": refused})
+    methods: list[Editor] = [LabelSwap(gan)]
+    if steering is not None:
+        names: list[Method] = ["style", "learned"] if study.config.method == "best" else [study.config.method]
+        methods = [steering.editor(name) for name in names]
     supply = load_bodies(study, gan, number, _seed(study, number))
-    editor: Editor
-    compared: dict[str, dict[str, float]] = {}
-    if steering is None:
-        editor = LabelSwap(gan)
-    elif study.config.method == "best":
-        both = [steering.editor("style"), steering.editor("learned")]
-        editor, compared = choose_editors(both, gate, {name: prompts[name] for name in asked}, supply, sign)
-    else:
-        editor = steering.editor(study.config.method)
+    editor, compared = choose_editors(methods, gate, prompts, supply, sign)
+    least = 0.0 if view in CONTROLS else study.config.least
+    for name, passing in compared.items():
+        if max(passing.values()) < least:
+            refused[name] = f"{max(passing.values()):.0%} of the edits pass the gate"
+    asked = {name: count for name, count in wanted(study).items() if name in prompts and name not in refused}
+    if not asked:
+        return _nothing(study, {"refused": refused, "compared": compared})
     folder = folder_of(study, content, view, number) / "synthesis"
     settings = SynthesisConfig(sign, None, study.config.tries, _BATCH, study.config.psi, _seed(study, number))
     report = synthesize(gan, editor, gate, prompts, asked, folder, settings, supply=supply)
@@ -168,7 +170,7 @@ def _gated(study: Study, content: Content, view: str, number: int) -> Made:
         "rates": report.tally.table(),
         "wanted": asked,
         "compared": compared,
-        "methods": {name: editor.of(prompts[name]).name for name in asked} if isinstance(editor, PerFinding) else {},
+        "methods": {name: editor.of(prompts[name]).name for name in asked},
     }
     frame = pd.read_csv(report.table, keep_default_na=False)
     if not len(frame):
@@ -280,7 +282,7 @@ def _moved(study: Study, content: Content, view: str, number: int) -> Made:
             continue
         made, turn, budget = 0, 0, study.config.tries * count + _BATCH
         prompt = steering.prompt(name, force=True)
-        own = steering.editor(like.about["methods"].get(name, study.config.method))
+        own = steering.editor(like.about["methods"][name])
         editor = own if content == "naive" else RandomDirection(own, _seed(study, number))
         while made < count and turn * _BATCH < budget:
             bodies = supply(name, 1, turn, _BATCH)

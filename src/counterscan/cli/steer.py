@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from counterscan.tbsmgan.steering import Steering
     from counterscan.text.zeroshot import ZeroShot
 
+_FEW = 0.2  # share of edits that pass
 Method = Literal["style", "learned", "per-image", "label-swap", "random"]
 
 
@@ -165,7 +166,9 @@ class Synthesize:
             supply = Sampled(steering.gan, config.psi, config.seed)
             editor, compared = choose_editors(both, gate, prompts, supply, config.sign)
             for name, shares in compared.items():
-                say(f"{name}: " + ", ".join(f"{share:.0%} of edits pass by {tried}" for tried, share in shares.items()))
+                few = "; so few that the classifiers' errors choose them" if max(shares.values()) < _FEW else ""
+                told = ", ".join(f"{share:.0%} of edits pass by {tried}" for tried, share in shares.items())
+                say(f"{name}: {told}{few}")
         with Progress(transient=True, console=Console(stderr=True)) as bar:
             tasks = {name: bar.add_task(name, total=count) for name, count in wanted.items()}
             report = synthesize(
