@@ -192,6 +192,7 @@ def test_both_directions_share_a_folder(study: Path, tmp_path: Path, capsys: pyt
         "consolidation",
         "consolidation_add",
         "results.csv",
+        "settings.json",
     ]
     assert len(list((tmp_path / "out").rglob("*_path.png"))) == 2
 

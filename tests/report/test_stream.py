@@ -143,3 +143,17 @@ def test_the_key_is_made_once_and_is_private(tmp_path: Path, monkeypatch: pytest
     assert secret_key() == secret_key()
     assert (tmp_path / "counterscan" / "key").stat().st_mode & 0o077 == 0
     assert pseudonym("a", b"1") != pseudonym("a", b"2")
+
+
+def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
+    items, out = pictures(tmp_path / "in", 2), tmp_path / "out"
+
+    def of(steps: int):
+        return lambda finding: {"checkpoint": "a", "refine": {"steps": steps, "views": (1, 2)}}
+
+    stream(Brightness(), items[:1], out, ["Edema"], settings=of(50))
+    assert stream(Brightness(), items, out, ["Edema"], settings=of(50)).skipped == 1
+    with pytest.raises(InputError, match=r"refine\.steps was 50, now 200"):
+        stream(Brightness(), items, out, ["Edema"], settings=of(200))
+    assert stream(Brightness(), items, out, ["Pneumonia"], settings=of(200)).done == 2  # nothing there yet
+    assert len(rows(out)) == 4

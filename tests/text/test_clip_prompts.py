@@ -88,3 +88,10 @@ def test_bad_banks(tmp_path: Path) -> None:
         PromptBank({}, [])
     with pytest.raises(InputError, match="cap"):
         PromptBank({}, ["no finding"], cap=0)
+
+
+def test_a_scalar_where_a_list_is_wanted_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bank.yaml"
+    path.write_text("normal: [no finding]\nfindings:\n  Edema:\n    names: edema\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"prompts of 'Edema': names: is no list.*\[edema\]"):
+        PromptBank.read(path)

@@ -184,6 +184,7 @@ def _run(self: Any) -> int:
         batch_size=self.batch_size,
         formats=self.formats,
         links=self.links,
+        settings=lambda finding: {"checkpoint": explainer.checkpoint, **explainer.settings()},
         write=partial(write_explanation, findings=explainer.findings, animation=self.animation),
     )
 

@@ -94,6 +94,12 @@ class Run:
             batch_size=self.batch_size,
             formats=self.formats,
             links=self.links,
+            settings=lambda finding: {
+                "checkpoint": tagger.checkpoint,
+                **tagger.settings(finding),
+                "uncertainty": self.uncertainty,
+                "hide_and_seek": self.hide_and_seek,
+            },
             ask=lambda batch, query: tagger.counterparts(
                 batch, query, uncertainty=self.uncertainty, hide_and_seek_share=self.hide_and_seek
             ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from counterscan.data.intensity import IntensityRecipe, default_recipe
 from counterscan.data.load import on_grid
 from counterscan.data.readers import read_image
 from counterscan.errors import CounterscanError, InputError
+from counterscan.files import read_json, write_json
 from counterscan.report.files import FORMATS, safe_name, write_outputs
 from counterscan.report.pseudonym import pseudonym, secret_key
 from counterscan.report.results import ResultsFile, result_row
@@ -76,6 +78,7 @@ def stream(
     links: str | Path | None = None,
     write: Write | None = None,
     ask: Callable[[StudyBatch, Query], list[Counterpart]] | None = None,
+    settings: Callable[[str], Any] | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> StreamReport:
     """Answer every file for every finding and write maps, counterparts, masks, overlays and ``results.csv``.
@@ -94,10 +97,13 @@ def stream(
         links: a CSV file of id and path, for whoever may know; without it only the key leads back to the files.
         write: writes more of each answer; given the answer's folder, its id and the answer.
         ask: how to ask the system; ``system.counterparts`` by default.
+        settings: of a finding, what its answers depend on, in plain values; kept in ``settings.json``. A folder with
+            answers under other settings is refused, since what is done would not be done again.
         progress: called with the number of files finished after each batch.
 
     Raises:
-        InputError: the system does not say its size, or results cannot be written (full disk).
+        InputError: the system does not say its size, the folder holds answers under other settings, or results cannot
+            be written (full disk).
     """
     if system.size is None:
         raise InputError("the model does not say at which size it works", field="size", remedy="Train it from a store")
@@ -105,6 +111,8 @@ def stream(
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     mine = islice(iter(items), rank, None, world)
     queries = [Query(finding, direction) for finding in findings]
+    if settings is not None:
+        _same_settings(out / "settings.json", {_folder(query): settings(query.finding) for query in queries})
     unique = ("id", "finding", "direction")
     with ResultsFile(out / "results.csv", key=unique) as results, ThreadPoolExecutor(2) as pool:
 
@@ -134,6 +142,30 @@ def stream(
     if report.bad:
         _append(out / "bad.csv", ("path", "reason"), report.bad)
     return report
+
+
+def _same_settings(path: Path, asked: dict[str, Any]) -> None:
+    """Note what answers depend on; those of an earlier run must depend on the same."""
+    asked = json.loads(json.dumps(asked, default=str))
+    known = read_json(path) if path.exists() else {}
+    for name, value in asked.items():
+        if name in known and known[name] != value:
+            raise InputError(
+                f"holds answers in {name} under other settings: {_difference(known[name], value)}",
+                path=path.parent,
+                remedy="Write to another folder, or ask with the same settings",
+            )
+    if set(asked) - set(known):
+        write_json(path, known | asked)
+
+
+def _difference(theirs: Any, ours: Any, name: str = "") -> str:
+    """The first difference of plain values."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in sorted({*theirs, *ours}):
+            if theirs.get(key) != ours.get(key):
+                return _difference(theirs.get(key), ours.get(key), f"{name}.{key}".lstrip("."))
+    return f"{name} was {theirs}, now {ours}"
 
 
 def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:

@@ -138,4 +138,7 @@ def _checked(name: str, entry: Any) -> dict[str, list[str]]:
             field=f"prompts of {name!r}",
             remedy="See prompts.yaml",
         )
+    for key, values in entry.items():
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise InputError("is no list", field=f"prompts of {name!r}: {key}", remedy=f"Write [{values}]")
     return {key: [str(value) for value in values] for key, values in entry.items()}
