@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from counterscan.errors import InputError
-from counterscan.nets.discriminator import EqualLinear, unit_moment
+from counterscan.nets.equalised import EqualLinear, unit_moment
 from counterscan.nets.stylegan2 import PRESETS, Generator, ModulatedConv, StyleGANConfig, preset
 
 

@@ -70,6 +70,7 @@ class Reports:
         from rich.progress import track
 
         from counterscan.data.findings import CHEXPERT, canonical_name, is_known
+        from counterscan.data.table import write_frame
         from counterscan.text.views import corpus_view
 
         assert self.out is not None
@@ -90,7 +91,7 @@ class Reports:
         frame["report_status"] = [extraction.refusal or "read" for extraction in read]
         for name in self.view:
             frame[f"view:{name}"] = corpus_view(name, read, extractor, seed=self.seed)
-        _write_frame(frame, self.out)
+        write_frame(frame, self.out)
         if self.json is not None:
             from counterscan.files import write_text
 
@@ -122,17 +123,6 @@ def _texts(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> list[str]
 
 def _cell(value: float) -> str:
     return "" if value != value else str(int(value))
-
-
-def _write_frame(frame: pd.DataFrame, path: Path) -> None:
-    from counterscan.files import atomic_write
-
-    if path.suffix in (".parquet", ".pq"):
-        with atomic_write(path) as handle:
-            frame.to_parquet(handle, index=False)
-        return
-    with atomic_write(path, "w") as handle:
-        frame.to_csv(handle, index=False, lineterminator="\n", sep="\t" if path.suffix == ".tsv" else ",")
 
 
 def _lines(read: Sequence[Extraction]) -> Iterator[str]:

@@ -20,6 +20,9 @@ Policy = Literal["zeros", "ones", "ignore"]
 Blank = Literal["zero", "ignore"]
 
 
+_PARQUET = (".parquet", ".pq")
+
+
 @dataclass(frozen=True)
 class StudyTable:
     """Images, patients, splits and labels.
@@ -113,17 +116,15 @@ class StudyTable:
                 moved = [value if not value or os.path.isabs(value) else f"{prefix}/{value}" for value in out[name]]
                 out[name] = moved
         out = out.rename(columns={n: cols.FINDING_PREFIX + n for n in self.findings if not is_known(n)})
-        if path.suffix in (".parquet", ".pq"):
-            with atomic_write(path) as handle:
-                out.to_parquet(handle, index=False)
+        if path.suffix in _PARQUET:
+            write_frame(out, path)
             return
         words = {1.0: "1", 0.0: "0", -1.0: "-1"}
         for name in out.columns[out.columns.isin((*self.findings, *(cols.FINDING_PREFIX + n for n in self.findings)))]:
             out[name] = out[name].map(words)
         if "frame" in out:
             out["frame"] = out["frame"].astype("Int64")
-        with atomic_write(path, "w") as handle:
-            out.to_csv(handle, index=False, lineterminator="\n", sep="\t" if path.suffix == ".tsv" else ",")
+        write_frame(out, path)
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -317,6 +318,16 @@ def check_patients(patient: pd.Series, split: pd.Series, path: str | Path | None
         )
 
 
+def write_frame(frame: pd.DataFrame, path: Path) -> None:
+    """Write .parquet, .tsv or .csv, atomically."""
+    if path.suffix in _PARQUET:
+        with atomic_write(path) as handle:
+            frame.to_parquet(handle, index=False)
+        return
+    with atomic_write(path, "w") as handle:
+        frame.to_csv(handle, index=False, lineterminator="\n", sep="\t" if path.suffix == ".tsv" else ",")
+
+
 def read_frame(path: Path) -> pd.DataFrame:
     """The file as it is, all CSV columns as text.
 
@@ -326,7 +337,7 @@ def read_frame(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError("no such file" if not path.exists() else "is a folder, not a table", path=path)
     try:
-        if path.suffix in (".parquet", ".pq"):
+        if path.suffix in _PARQUET:
             return pd.read_parquet(path)
         separator = "\t" if path.suffix == ".tsv" else ","
         return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=separator)

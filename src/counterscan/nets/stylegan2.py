@@ -29,16 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from counterscan.errors import InputError
-from counterscan.nets.discriminator import (
-    PRESETS,
-    SQRT2,
-    EqualLinear,
-    LabelEmbedding,
-    StyleGANConfig,
-    checked_labels,
-    preset,
-    unit_moment,
-)
+from counterscan.nets.discriminator import PRESETS, StyleGANConfig, preset
+from counterscan.nets.equalised import SQRT2, EqualLinear, LabelEmbedding, checked_labels, unit_moment
 
 __all__ = ["PRESETS", "Generator", "Noise", "StyleGANConfig", "StyleLayer", "preset"]
 
