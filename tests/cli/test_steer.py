@@ -12,14 +12,17 @@ from counterscan.classify import save_pretrained
 from counterscan.cli.main import run_commands
 from counterscan.cli.steer import COMMANDS
 from counterscan.data.prepare import prepare
+from counterscan.data.store import PreparedStore
 from counterscan.data.table import StudyTable
 from counterscan.errors import InputError
 from counterscan.nets.cnn import Classifier
+from counterscan.nets.latent_encoder import LatentEncoder, LatentEncoderConfig
 from counterscan.nets.stylegan2 import Generator
 from counterscan.nets.text_image import TinyClipConfig
 from counterscan.tbsmgan import StyleGAN
 from counterscan.tbsmgan.gate import Gate, GateConfig, Limits
 from counterscan.tbsmgan.generator import LabelMix
+from counterscan.tbsmgan.inverter import Inverter
 from counterscan.text.clip import TinyTextImage
 from counterscan.text.tokenizer import ReportTokenizer
 from counterscan.text.zeroshot import ZeroShot
@@ -177,3 +180,31 @@ def test_synthesize_refuses_requests_that_say_nothing(study: Path, tmp_path: Pat
         synthesize(study, tmp_path, "Consolidation=2", "left consolidation=2")
     with pytest.raises(InputError, match="has not learnt it"):
         synthesize(study, tmp_path, "Pneumothorax=2")
+
+
+def test_training_images_are_edited_once_each(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    more = ("--bodies", "real", "--tries", "500")
+    with pytest.raises(InputError, match="Train an encoder first"):
+        synthesize(study, tmp_path / "none", "Consolidation=2", more=more)
+    gan = StyleGAN.from_pretrained(study / "gan")
+    encoder = LatentEncoder(LatentEncoderConfig(), 16, gan.generator.num_ws, gan.generator.config.w_dim)
+    Inverter(gan, encoder).save_pretrained(tmp_path / "encoder")
+    calibrate, opinions = Gate.calibrate, Gate.opinions
+
+    def lenient(*given: object) -> Gate:
+        made = calibrate(*given)  # type: ignore[arg-type]
+        made.limits, made.config = Limits(2.0, 2.0, 1e9, -1.0, "anything"), GateConfig(sure=1e-9, off=0.999)
+        return made
+
+    monkeypatch.setattr(Gate, "calibrate", lenient)
+    monkeypatch.setattr(Gate, "opinions", lambda self, images: 0.4 * opinions(self, images))
+    out = tmp_path / "out"
+    assert synthesize(study, out, "Consolidation=500", more=(*more, "--encoder", str(tmp_path / "encoder"))) == 0
+    store, made = PreparedStore.open(study / "store"), StudyTable.read(out / "table.csv", labelled=False).frame
+    bodies = store.patients[(store.split == "train") & (store.labels[:, 0] == 0)]
+    assert sorted(made["patient"]) == sorted(bodies)
+    assert f"all {len(bodies)} images that could be edited were tried" in capsys.readouterr().out
+    with pytest.raises(InputError, match="another request"):
+        synthesize(study, out, "Consolidation=500", more=("--tries", "500"))

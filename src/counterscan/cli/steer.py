@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from counterscan.data.store import PreparedStore
     from counterscan.nets.cnn import Classifier
     from counterscan.tbsmgan import StyleGAN
+    from counterscan.tbsmgan.bodies import Supply
     from counterscan.tbsmgan.edits import Edited, Editor, Prompt
     from counterscan.tbsmgan.gate import Gate
     from counterscan.tbsmgan.steering import Steering
@@ -120,6 +121,11 @@ class Synthesize:
     """How: "style" moves channels of the S space, "learned" a direction of W; "best" compares these two for each
     finding on some bodies. "per-image" is optimised for each image, "label-swap" hears the finding only, "random" is a
     placebo."""
+    bodies: Literal["new", "real"] = "new"
+    """What is edited: new samples of the generator; or the store's training images, each once, which keep their texture
+    (needs an encoder, see `counterscan augment gan invert`). Edited images of patients are images of these patients."""
+    encoder: Path | None = None
+    """Run folder of the encoder for real bodies; default: GENERATOR/encoder."""
     tries: float = 10.0
     """At most so many edits for each study that is wanted."""
     psi: float = 0.7
@@ -141,7 +147,6 @@ class Synthesize:
         from rich.progress import Progress
 
         from counterscan.cli.tables import say
-        from counterscan.tbsmgan.bodies import Sampled
         from counterscan.tbsmgan.synthesis import SynthesisConfig, choose_editors, synthesize
 
         torch.set_num_threads(self.threads)
@@ -161,9 +166,9 @@ class Synthesize:
             prompts[prompt.finding], wanted[prompt.finding] = prompt, count
         gate = _gate(self)
         editor: Editor = steering.editor(method)
+        supply = _supply(self, steering.gan)
         if self.method == "best":
             both = [editor, steering.editor("learned")]
-            supply = Sampled(steering.gan, config.psi, config.seed)
             editor, compared = choose_editors(both, gate, prompts, supply, config.sign)
             for name, shares in compared.items():
                 few = "; so few that the classifiers' errors choose them" if max(shares.values()) < _FEW else ""
@@ -179,6 +184,7 @@ class Synthesize:
                 wanted,
                 self.out,
                 config,
+                supply=supply,
                 progress=lambda name, done, _: bar.update(tasks[name], completed=done),
             )
         Console().print(_rates(report.tally.table()))
@@ -250,6 +256,26 @@ def _asked(request: str) -> tuple[str, int]:
     if not text or not number.isdigit() or int(number) < 1:
         raise InputError(f"{request!r} does not say what and how many", field="--findings", remedy='Write "Edema=500"')
     return text, int(number)
+
+
+def _supply(command: Synthesize, gan: StyleGAN) -> Supply:
+    import numpy as np
+    import torch
+
+    from counterscan.data.store import PreparedStore
+    from counterscan.tbsmgan.bodies import Inverted, Sampled
+    from counterscan.tbsmgan.inverter import Inverter
+
+    if command.bodies == "new":
+        return Sampled(gan, command.psi, command.seed)
+    encoder = Inverter.from_pretrained(command.encoder or command.generator / "encoder", gan)
+    (train,) = PreparedStore.open(command.store).parts("train")
+    known = train.table.targets("ignore", "zero")
+    labels = np.full((len(train), len(gan.findings)), np.nan, dtype=np.float32)
+    for column, name in enumerate(gan.findings):
+        if name in train.findings:
+            labels[:, column] = known[:, train.findings.index(name)]
+    return Inverted(gan, encoder.encode, train, torch.from_numpy(labels), command.seed)
 
 
 def _gate(command: Synthesize) -> Gate:

@@ -18,8 +18,6 @@ from counterscan.files import atomic_write
 
 Policy = Literal["zeros", "ones", "ignore"]
 Blank = Literal["zero", "ignore"]
-
-
 _PARQUET = (".parquet", ".pq")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -44,7 +44,13 @@ class Bodies:
 
 
 class Supply(Protocol):
-    """Gives bodies without end, or until there are no more."""
+    """Gives bodies without end, or until there are no more.
+
+    Attributes:
+        name: "new" or "real".
+    """
+
+    name: ClassVar[str]
 
     def __call__(self, finding: str, sign: Sign, number: int, count: int) -> Bodies | None:
         """The ``number``-th batch of up to ``count`` bodies to edit a finding in, the same for the same arguments.
@@ -62,6 +68,7 @@ class Sampled:
     Findings that it has not learnt are never asked for: the label would say what the image does not show.
     """
 
+    name: ClassVar[str] = "new"
     gan: StyleGAN
     psi: float = PSI
     seed: int = 0
@@ -93,6 +100,7 @@ class Inverted:
         seed: of their order.
     """
 
+    name: ClassVar[str] = "real"
     gan: StyleGAN
     encode: Callable[[Tensor], Tensor]
     images: PreparedStore

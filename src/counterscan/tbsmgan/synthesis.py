@@ -138,6 +138,7 @@ def synthesize(
         "wanted": wanted,
         "texts": {name: prompts[name].text for name in wanted},
         "method": editor.name,
+        "bodies": supply.name,
         "generator": gan.checkpoint,
         "verifiers": gate.digests(),
         "config": asdict(config),
