@@ -98,6 +98,8 @@ class StudyConfig:
         psi: truncation of new bodies that are edited, and of plain samples.
         force: also steer to findings that the generator has not learnt or the text-image model hardly knows, trusting
             the gate.
+        sure: of the gate: probability that every verifier must give what was asked for. Lower than the gate's own, because
+            targets are soft: an edit of which the verifiers are half sure is labelled so.
         off: of the gate: mean change of the other findings that is too much.
         resamples: of the bootstrap over patients.
         cards: make a quality card of each synthetic set.
@@ -136,9 +138,10 @@ class StudyConfig:
     bodies: Literal["real", "new"] = "real"
     encoder_steps: int = 600
     tries: float = 8.0
-    least: float = 0.2
+    least: float = 0.1
     psi: float = 0.7
     force: bool = False
+    sure: float = 0.5
     off: float = 0.1
     resamples: int = 1000
     cards: bool = False

@@ -107,7 +107,7 @@ def load_gate(study: Study) -> Gate:
     folder = study.out / "gate"
     if (folder / "gate.json").is_file():
         return Gate.load(folder, verifiers)
-    gate = Gate.calibrate(verifiers, study.store, GateConfig(off=study.config.off))
+    gate = Gate.calibrate(verifiers, study.store, GateConfig(sure=study.config.sure, off=study.config.off))
     gate.save(folder)
     return gate
 
