@@ -98,8 +98,8 @@ class StudyConfig:
         psi: truncation of new bodies that are edited, and of plain samples.
         force: also steer to findings that the generator has not learnt or the text-image model hardly knows, trusting
             the gate.
-        sure: of the gate: probability that every verifier must give what was asked for. Lower than the gate's own, because
-            targets are soft: an edit of which the verifiers are half sure is labelled so.
+        sure: of the gate: probability that every verifier must give what was asked for. Lower than the gate's own,
+            because targets are soft: an edit of which the verifiers are half sure is labelled so.
         off: of the gate: mean change of the other findings that is too much.
         resamples: of the bootstrap over patients.
         cards: make a quality card of each synthetic set.
