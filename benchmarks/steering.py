@@ -40,7 +40,7 @@ from counterscan.errors import InputError
 from counterscan.files import atomic_write, write_json, write_text
 from counterscan.metrics.classification import roc_auc
 from counterscan.nets.cnn import Classifier, ClassifierConfig
-from counterscan.report.pictures import png
+from counterscan.png import png
 from counterscan.tbsmgan import StyleGAN
 from counterscan.tbsmgan.acceptance import fit_strengths
 from counterscan.tbsmgan.bodies import Sampled

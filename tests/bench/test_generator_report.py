@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from counterscan.bench.generator_page import extend_page
 from counterscan.bench.generator_report import GeneratorConfig, GeneratorReport, evaluate_generator, quick
 from counterscan.bench.quality import QualityConfig
 from counterscan.errors import InputError
@@ -116,7 +115,3 @@ def test_other_sizes_and_settings_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=next(iter(settings))):
             GeneratorConfig(**settings)
     assert quick(GeneratorConfig()).samples == 200
-    other = tmp_path / "other.html"
-    other.write_text("<html></html>")
-    with pytest.raises(ValueError, match="the page has no"):
-        extend_page(other, {"A": "b"}, ())

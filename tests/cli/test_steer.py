@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from counterscan.classify import save_pretrained
+from counterscan.classify import load_classifier, save_pretrained
 from counterscan.cli.main import run_commands
 from counterscan.cli.steer import COMMANDS
 from counterscan.data.prepare import prepare
@@ -22,6 +22,7 @@ from counterscan.nets.text_image import TinyClipConfig
 from counterscan.tbsmgan import StyleGAN
 from counterscan.tbsmgan.gate import Gate, GateConfig, Limits
 from counterscan.tbsmgan.generator import LabelMix
+from counterscan.tbsmgan.inversion import Likeness
 from counterscan.tbsmgan.inverter import Inverter
 from counterscan.text.clip import TinyTextImage
 from counterscan.text.tokenizer import ReportTokenizer
@@ -113,6 +114,27 @@ def test_edit_with_a_classifier_gives_its_probabilities(study: Path, tmp_path: P
     assert len(about["strengths"]) == 5
     assert about["strengths"][2] == 0.0
     assert "not calibrated" not in about["verdict"]
+
+
+def test_edit_inverts_with_the_classifier_that_the_encoder_was_trained_with(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gan, own = StyleGAN.from_pretrained(study / "gan"), load_classifier(study / "classifier")
+    invert, seen = Inverter.invert, []
+
+    def watched(self: Inverter, *given: object) -> object:
+        seen.append(self.likeness.classifier)
+        return invert(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Inverter, "invert", watched)
+    torch.manual_seed(1)
+    for number, classifier in enumerate((own, Classifier(TINY, FINDINGS), None)):
+        network = LatentEncoder(LatentEncoderConfig(), 16, gan.generator.num_ws, gan.generator.config.w_dim)
+        folder = Inverter(gan, network, Likeness(classifier=classifier)).save_pretrained(tmp_path / f"e{number}")
+        more = ("--encoder", str(folder), "--strength", "1", "--method", "label-swap")
+        assert edit(study, tmp_path / f"out{number}", "consolidation", *more) == 0
+    assert isinstance(seen[0], Classifier)
+    assert seen[1:] == [None, None]
 
 
 def test_edit_refuses_what_cannot_be_had(study: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from counterscan.png import png
 from counterscan.report import pictures
 from tests.report.answers import answer, attribution
 
@@ -60,7 +61,7 @@ def test_resized_keeps_the_aspect():
 
 
 def test_png_says_what_it_is():
-    data = pictures.png(np.zeros((4, 4), np.uint8), pictures.synthetic_facts(answer()))
+    data = png(np.zeros((4, 4), np.uint8), pictures.synthetic_facts(answer()))
     text = Image.open(io.BytesIO(data)).text
     assert text["Synthetic"] == "true"
     assert "without Lung Lesion" in text["Description"]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from counterscan.counterpart import CounterfactualPath, Counterpart, Provenance, Query
 from counterscan.errors import InputError
+from counterscan.png import DISCLAIMER
 from counterscan.report import pictures
 from counterscan.report.files import write_outputs
 from counterscan.report.strips import strip, write_explanation
@@ -160,7 +161,7 @@ def test_files_are_named_like_the_other_outputs_and_say_that_they_are_synthetic(
     facts = Image.open(written["strip"]).text
     assert facts["Synthetic"] == "true"
     assert "without Lung Lesion" in facts["Description"]
-    assert facts["Disclaimer"] == pictures.DISCLAIMER
+    assert facts["Disclaimer"] == DISCLAIMER
     assert b"Synthetic: true" in Image.open(written["path"]).info["comment"]
     first = {kind: path.read_bytes() for kind, path in written.items()}
     again = write_explanation(tmp_path, "a/b", answer, findings=FINDINGS)
@@ -198,7 +199,7 @@ def test_the_numbers_are_strict_json(tmp_path: Path):
     assert told["figures"] == {"psnr": 31.25, "completeness_gap": None}
     assert told["made_by"]["checkpoint"] == "abc"
     assert told["made_by"]["settings"] == {"frames": 4, "worst": None}
-    assert told["disclaimer"] == pictures.DISCLAIMER
+    assert told["disclaimer"] == DISCLAIMER
     whole = write_outputs(tmp_path, "s1", answer, formats=["npz"])
     with np.load(whole["npz"], allow_pickle=False) as arrays:
         about = json.loads(str(arrays["about"]), parse_constant=refuse)

@@ -92,6 +92,14 @@ def test_bad_banks(tmp_path: Path) -> None:
 
 def test_a_scalar_where_a_list_is_wanted_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bank.yaml"
-    path.write_text("normal: [no finding]\nfindings:\n  Edema:\n    names: edema\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"prompts of 'Edema': names: is no list.*\[edema\]"):
-        PromptBank.read(path)
+    for text, told in (
+        (
+            "normal: [no finding]\nfindings:\n  Edema:\n    names: edema\n",
+            r"prompts of 'Edema': names: is no list.*\[edema\]",
+        ),
+        ("normal: no finding\nfindings:\n  Edema:\n    names: [edema]\n", r"normal: is no list.*\[no finding\]"),
+        ("normal: [no finding]\nfindings: Edema\n", "findings: names no findings"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=rf"bank\.yaml: {told}"):
+            PromptBank.read(path)

@@ -129,3 +129,16 @@ def test_bad_input() -> None:
         judge(Planar(), torch.zeros(0, 1, 2, 2), torch.zeros(0, 1), ["Edema"], BANK)
     with pytest.raises(InputError, match="labels"):
         judge(Planar(), picture((1, 0, 0)), torch.zeros(1, 2), ["Edema"], BANK)
+
+
+def test_each_prompt_is_embedded_once() -> None:
+    asked = list[str]()
+
+    class Counting(Planar):
+        def embed_texts(self, texts: Sequence[str]) -> Tensor:
+            asked.extend(texts)
+            return super().embed_texts(texts)
+
+    images = picture((1.0, 0, 0.1), (0.1, 0, 1.0))
+    judge(Counting(), images, torch.tensor([[1.0, 1.0], [0.0, 0.0]]), ["Edema", "Fracture"], BANK)
+    assert sorted(asked) == sorted(VECTORS)

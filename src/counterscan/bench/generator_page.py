@@ -5,40 +5,17 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from counterscan.files import write_text
+from counterscan.png import png
 from counterscan.report.charts import line_chart
 from counterscan.report.page import table_html
-from counterscan.report.pictures import png
 from counterscan.report.tables import Table
 
 Charts = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
-_STYLE = "<style>.sheet{max-width:none;margin:0 0 .9rem;overflow-x:auto}.sheet img{display:block}</style>"
+STYLE = ".sheet{max-width:none;margin:0 0 .9rem;overflow-x:auto}.sheet img{display:block}"
 _FACTS = {"Synthetic": "true", "Description": "Synthetic images"}
-_LINKS, _LIMITS, _HEAD = '<a href="#limits">', '<section id="limits"><h2>Limits</h2><ul>', "</head>"
-
-
-def extend_page(path: Path, sections: Mapping[str, str], notes: Sequence[str]) -> None:
-    """Put sections, name to body, before the limits of a page by ``report.page``, and notes first among these.
-
-    Sections without a body are left out.
-
-    Raises:
-        ValueError: the page has no limits.
-    """
-    page = path.read_text(encoding="utf-8")
-    shown = {name: body for name, body in sections.items() if body}
-    links = "".join(f'<a href="#{name.lower()}">{name}</a>' for name in shown)
-    bodies = "".join(f'<section id="{name.lower()}"><h2>{name}</h2>{body}</section>' for name, body in shown.items())
-    told = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
-    for mark, text in ((_LINKS, links + _LINKS), (_LIMITS, bodies + _LIMITS + told), (_HEAD, _STYLE + _HEAD)):
-        if mark not in page:
-            raise ValueError(f"the page has no {mark}")
-        page = page.replace(mark, text, 1)
-    write_text(path, page)
 
 
 def tables_and_charts(tables: Sequence[Table], charts: Charts | None = None) -> str:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from counterscan.bench.generator_page import Charts, extend_page, sheet, tables_and_charts
-from counterscan.bench.quality import Progress, QualityConfig, audit_images
+from counterscan.bench.generator_page import STYLE, Charts, sheet, tables_and_charts
+from counterscan.bench.quality import IN_DOMAIN, Progress, QualityConfig, examine
 from counterscan.bench.quality_card import QualityCard
-from counterscan.classify import load_classifier
+from counterscan.bench.quality_sections import Measured
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.files import write_json
@@ -145,7 +145,7 @@ def evaluate_generator(
     gan.refuse_patients(held.patients.tolist())
     labels = gan.draw_labels(config.samples, config.card.seed)
     images = gan.sample(labels=labels, psi=config.psi, seed=config.card.seed)
-    card = audit_images(
+    audit = examine(
         _store_of(gan, images, labels),
         store,
         folder,
@@ -153,19 +153,14 @@ def evaluate_generator(
         classifier=classifier,
         judge=judge,
         key=key,
-        title="A generator of images, judged",
         progress=progress,
     )
-    if classifier is None and (folder / "classifier").is_dir():
-        classifier = load_classifier(folder / "classifier")  # the one that the card's figures were made with
-    extractor = _extractor(classifier, gan.device)
-    training = store.subset(store.split == "train")
-    some = np.sort(np.random.default_rng(config.card.seed).permutation(len(training))[: config.card.most])
-    training = training.subset(some)
-    real, unseen = (_features(extractor, part, gan.device) for part in (training, held))
-    made = features_of(extractor, images.to(gan.device), _BATCH).cpu()
-    held_out = _held_out(config, made, real, unseen, training.patients.tolist(), held.patients.tolist())
-    seer = judge or classifier
+    extractor = _extractor(audit.classifier, gan.device)
+    training = audit.sets.training.some(config.card.most, config.card.seed)
+    sets = (audit.sets.synthetic, training, audit.sets.held_out)
+    made, real, unseen = (_features(extractor, part, gan.device) for part in sets)
+    held_out = _held_out(config, made, real, unseen, training.patients, held.patients.tolist())
+    seer = judge or audit.classifier
     findings = _findings(gan, seer, images, labels, config) if seer is not None and gan.findings else None
     curve = tuple(
         truncation_curve(
@@ -181,15 +176,15 @@ def evaluate_generator(
         if config.psis
         else ()
     )
-    report = GeneratorReport(card, held_out, findings, curve, folder / "report.html")
+    report = GeneratorReport(audit.card, held_out, findings, curve, folder / "report.html")
     own = [table for table in (held_out, findings) if table is not None]
     sections = {
-        "Generator": tables_and_charts(own),
-        "Truncation": tables_and_charts([truncation_table(curve)], _charts(report)) if curve else "",
-        "Training": tables_and_charts([], _learning(run)),
-        "Pictures": "".join(sheet(*grid) for grid in _pictures(gan, config)),
+        "Generator": ("generator", tables_and_charts(own)),
+        "Truncation": ("truncation", tables_and_charts([truncation_table(curve)], _charts(report)) if curve else ""),
+        "Training": ("training", tables_and_charts([], _learning(run))),
+        "Pictures": ("pictures", "".join(sheet(*grid) for grid in _pictures(gan, config))),
     }
-    extend_page(report.page, sections, _NOTES)
+    audit.write_page(report.page, "A generator of images, judged", sections=sections, notes=_NOTES, style=STYLE)
     write_json(folder / "generator.json", finite(_json(gan, report, config)))
     return report
 
@@ -210,10 +205,13 @@ def _extractor(classifier: nn.Module | None, device: torch.device) -> Callable[[
     return lambda x: F.adaptive_avg_pool2d(x, min(_COARSE, x.shape[-1])).flatten(1)
 
 
-def _features(extractor: Callable[[Tensor], Tensor], store: PreparedStore, device: torch.device) -> Tensor:
+def _features(extractor: Callable[[Tensor], Tensor], part: Measured, device: torch.device) -> Tensor:
+    """(N, D) of a set; those that the card was made with, if a classifier gave them."""
+    if IN_DOMAIN in part.features:
+        return part.features[IN_DOMAIN]
     parts = [
-        features_of(extractor, store.images(slice(at, at + _BATCH)).to(device), _BATCH).cpu()
-        for at in range(0, len(store), _BATCH)
+        features_of(extractor, part.store.images(slice(at, at + _BATCH)).to(device), _BATCH).cpu()
+        for at in range(0, len(part), _BATCH)
     ]
     return torch.cat(parts) if parts else torch.zeros(0, 1)
 

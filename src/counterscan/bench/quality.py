@@ -81,6 +81,30 @@ class QualityConfig:
                 raise InputError(f"{getattr(self, name)} must not be negative", field=name)
 
 
+@dataclass(frozen=True)
+class Audit:
+    """What was found of a set, before its page is written.
+
+    Attributes:
+        card: figures and verdicts.
+        sets: what was measured of the three sets.
+        classifier: whose features are "in-domain"; None if there is none.
+        pairs, grids: pictures for the page.
+        places: paths of the images shown, by pseudonym.
+    """
+
+    card: QualityCard
+    sets: Sets
+    classifier: nn.Module | None
+    pairs: list[tuple[Picture, Picture, str]]
+    grids: list[tuple[str, Tensor, bool]]
+    places: dict[str, Path]
+
+    def write_page(self, path: str | Path, title: str, **more: Any) -> Path:
+        """Write the page, with what else ``write_quality_page`` takes."""
+        return write_quality_page(path, self.card, pairs=self.pairs, grids=self.grids, title=title, **more)
+
+
 def audit_images(
     synthetic: PreparedStore,
     real: PreparedStore,
@@ -118,6 +142,41 @@ def audit_images(
 
     Raises:
         InputError: sizes differ, no image in a set or in the split train, or an extractor does not fit.
+    """
+    audit = examine(
+        synthetic,
+        real,
+        folder,
+        config,
+        classifier=classifier,
+        judge=judge,
+        extractors=extractors,
+        bad=bad,
+        key=key,
+        progress=progress,
+    )
+    if links is not None:
+        _write_links(Path(links), audit.places)
+    audit.write_page(Path(folder) / "report.html", title)
+    return audit.card
+
+
+def examine(
+    synthetic: PreparedStore,
+    real: PreparedStore,
+    folder: str | Path,
+    config: QualityConfig | None = None,
+    *,
+    classifier: nn.Module | None = None,
+    judge: nn.Module | None = None,
+    extractors: Mapping[str, Extractor] | None = None,
+    bad: Mapping[str, int] | None = None,
+    key: bytes | None = None,
+    progress: Progress | None = None,
+) -> Audit:
+    """Judge synthetic images and write ``card.json``, but no page, for whoever has more to put there.
+
+    Arguments and errors are those of ``audit_images``.
     """
     config, folder = config or QualityConfig(), Path(folder)
     if synthetic.size != real.size:
@@ -167,16 +226,14 @@ def audit_images(
         pairs=tuple(told),
     )
     card.save(folder)
-    if links is not None:
-        _write_links(Path(links), about)
-    write_quality_page(
-        folder / "report.html",
+    return Audit(
         card,
+        sets,
+        classifier,
         pairs=[_shown(pair, one, synthetic, training) for pair, one in zip(pairs, told, strict=True)],
         grids=_grids(synthetic, training, config),
-        title=title,
+        places=about,
     )
-    return card
 
 
 def _notes(held: PreparedStore, bad: Mapping[str, int]) -> list[str]:

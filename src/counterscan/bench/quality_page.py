@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from counterscan.bench.quality_card import QualityCard
+from counterscan.png import png
 from counterscan.report import pictures
 from counterscan.report.page import write_report
 
@@ -57,6 +58,9 @@ def write_quality_page(
     pairs: Sequence[tuple[Picture, Picture, str]] = (),
     grids: Sequence[tuple[str, Tensor, bool]] = (),
     title: str = "Quality of the synthetic images",
+    sections: Mapping[str, tuple[str, str]] | None = None,
+    notes: Sequence[str] = (),
+    style: str = "",
 ) -> Path:
     """Write the page.
 
@@ -66,6 +70,8 @@ def write_quality_page(
         pairs: synthetic image, nearest training image, and what is said of the two; the most suspicious first.
         grids: heading, images (n, 1, H, W) in [-1, 1], and whether they are synthetic.
         title: of the page.
+        sections, style: further ones after the card's, see ``report.page.write_report``.
+        notes: what to say first of its limits.
 
     Returns:
         ``path``.
@@ -85,6 +91,7 @@ def write_quality_page(
         "Rules": ("rules", rules),
         "Near copies": ("copies", "".join(_pair(*pair) for pair in pairs)),
         "Images": ("images", "".join(_grid(*grid) for grid in grids)),
+        **(sections or {}),
     }
     return write_report(
         path,
@@ -93,9 +100,9 @@ def write_quality_page(
         summary=[(section.name, section.verdict) for section in card.sections],
         tables=card.tables(),
         settings={"limits": asdict(card.limits), **card.settings},
-        limits=(*card.notes, *left_out, *LIMITS),
+        limits=(*notes, *card.notes, *left_out, *LIMITS),
         sections=shown,
-        style=_STYLE,
+        style=_STYLE + style,
     )
 
 
@@ -123,7 +130,7 @@ def _grid(name: str, images: Tensor, synthetic: bool) -> str:
 
 
 def _figure(picture: np.ndarray, caption: str, synthetic: bool, kind: str = "", name: str = "") -> str:
-    data = base64.b64encode(pictures.png(picture, _FACTS if synthetic else None)).decode("ascii")
+    data = base64.b64encode(png(picture, _FACTS if synthetic else None)).decode("ascii")
     badge = '<b class="badge">synthetic</b>' if synthetic else ""
     height, width = picture.shape[:2]
     below = f"<figcaption>{_safe(caption)}</figcaption>" if caption else ""

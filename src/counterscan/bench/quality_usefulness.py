@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -16,14 +16,14 @@ from counterscan.classify import ClassifierTask, ClassifyConfig, predict_logits
 from counterscan.classify.task import LabelledRows
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
-from counterscan.metrics.classification import pr_auc, roc_auc
-from counterscan.metrics.intervals import RESAMPLES, Interval, patient_draws, percentile_interval
+from counterscan.metrics.comparison import Arm, Figure, evaluate_arm
+from counterscan.metrics.intervals import RESAMPLES, Interval, percentile_interval
 from counterscan.nets.cnn import Classifier
 from counterscan.report.tables import Cell, Table
 from counterscan.training import BalancedSampler, finding_groups, seed_everything, train
 
 REAL, SYNTHETIC, BOTH = "real", "synthetic", "real + synthetic"
-_WEIGHTS_AT_ONCE = 2**21
+FIGURES: tuple[Figure, ...] = get_args(Figure)
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,13 @@ def usefulness(
                 progress(arm, seed, seeds)
             place = Path(folder) / arm.replace(" + ", "_and_") / str(seed)
             scores[arm].append(_scores(rows, findings, replace(config, seed=config.seed + seed), place, test))
-    draws = patient_draws(test.patients.tolist(), resamples)
+    patients = test.patients.tolist()
     drawn = {
-        name: {arm: _means(curve, scores[arm], targets, draws) for arm in arms}
-        for name, curve in (("auc", roc_auc), ("ap", pr_auc))
+        name: {
+            arm: _means(evaluate_arm(torch.stack(scores[arm]), targets, patients, figure=name, resamples=resamples))
+            for arm in arms
+        }
+        for name in FIGURES
     }
     figures = {
         name: {arm: percentile_interval(*pair) for arm, pair in by_arm.items()} for name, by_arm in drawn.items()
@@ -140,7 +143,9 @@ def usefulness(
         for name, by_arm in drawn.items()
     }
     images = {arm: len(rows) for arm, rows in arms.items()}
-    return Usefulness(findings, figures["auc"], figures["ap"], gains["auc"], gains["ap"], images, tuple(left_out))
+    return Usefulness(
+        findings, figures["roc_auc"], figures["ap"], gains["roc_auc"], gains["ap"], images, tuple(left_out)
+    )
 
 
 def usefulness_section(found: Usefulness, steps: int, seeds: int) -> Section:
@@ -207,13 +212,6 @@ def _scores(
     return predict_logits(task.modules["classifier"].eval(), test)
 
 
-def _means(
-    curve: Callable[..., Tensor], scores: Sequence[Tensor], targets: Tensor, draws: Tensor
-) -> tuple[float, Tensor]:
+def _means(arm: Arm) -> tuple[float, Tensor]:
     """Mean of a figure over findings and seeds; the same for each resample, (B,)."""
-    values, many = [], []
-    for one in scores:
-        values.append(curve(one, targets).nanmean())
-        parts = [curve(one, targets, part) for part in draws.split(max(1, _WEIGHTS_AT_ONCE // len(one)))]
-        many.append(torch.cat(parts).nanmean(1))
-    return float(torch.stack(values).mean()), torch.stack(many).mean(0)
+    return float(arm.values.nanmean(1).mean()), arm.draws.nanmean(2).mean(1)

@@ -56,7 +56,7 @@ class Job:
     Attributes:
         part: what its time is counted under.
         what: in words.
-        function: takes the study and ``arguments``; returns "" or why it could not be done.
+        function: takes the study and ``arguments``; a string that it returns says why it could not be done.
     """
 
     part: str
@@ -141,16 +141,16 @@ def _stages(study: Study, arms: Sequence[Arm]) -> list[list[Job]]:
     plain_runs = [_run(study, arm, n) for arm, n in runs if arm.content in PLAIN]
     stages: list[list[Job]] = []
     if generated:
-        stages.append([Job("verifiers", f"verifier {k}", _verifier, (k,)) for k in range(config.verifiers)])
-        stages.append([Job("gate", "gate", _gate, ())])
-    models = [Job("generator", f"generator {n}", _generator, (n,)) for n in numbers if generated]
-    models += [Job("text-image model", f"text-image model, {view}", _clip, (view,)) for view in views]
+        stages.append([Job("verifiers", f"verifier {k}", fit_verifier, (k,)) for k in range(config.verifiers)])
+        stages.append([Job("gate", "gate", load_gate, ())])
+    models = [Job("generator", f"generator {n}", fit_generator, (n,)) for n in numbers if generated]
+    models += [Job("text-image model", f"text-image model, {view}", fit_text_model, (view,)) for view in views]
     stages.append([*models, *plain_runs])
     first = [c for c in FIRST if _needed(c, contents)]
     if first and config.bodies == "real":
-        stages.append([Job("encoder", f"encoder {n}", _encoder, (n,)) for n in numbers])
+        stages.append([Job("encoder", f"encoder {n}", fit_encoder, (n,)) for n in numbers])
     if views:
-        stages.append([Job("steering", f"{v}, generator {n}", _steering, (v, n)) for n in numbers for v in views])
+        stages.append([Job("steering", f"{v}, generator {n}", load_steering, (v, n)) for n in numbers for v in views])
     then = [c for c in dict.fromkeys(contents) if c not in (*FIRST, "both", "ensemble")]
     for chosen in (first, then):
         stages.append(
@@ -158,7 +158,7 @@ def _stages(study: Study, arms: Sequence[Arm]) -> list[list[Job]]:
                 Job(
                     "synthesis",
                     f"{content} {view if content in TEXTUAL else ''}, generator {n}",
-                    _content,
+                    study_content.make,
                     (content, view, n),
                 )
                 for n in numbers
@@ -181,41 +181,6 @@ def _needed(content: Content, contents: Sequence[Content]) -> bool:
 
 def _run(study: Study, arm: Arm, number: int) -> Job:
     return Job("arms", f"arm {arm.name}, run {number + 1} of {study.config.seeds}", train_arm, (arm, number))
-
-
-def _verifier(study: Study, number: int) -> str:
-    fit_verifier(study, number)
-    return ""
-
-
-def _gate(study: Study) -> str:
-    load_gate(study)
-    return ""
-
-
-def _generator(study: Study, number: int) -> str:
-    fit_generator(study, number)
-    return ""
-
-
-def _encoder(study: Study, number: int) -> str:
-    fit_encoder(study, number)
-    return ""
-
-
-def _clip(study: Study, view: str) -> str:
-    fit_text_model(study, view)
-    return ""
-
-
-def _steering(study: Study, view: str, number: int) -> str:
-    load_steering(study, view, number)
-    return ""
-
-
-def _content(study: Study, content: Content, view: str, number: int) -> str:
-    study_content.make(study, content, view, number)
-    return ""
 
 
 class _Runner:
@@ -289,7 +254,9 @@ def _timed(study: Study, job: Job) -> tuple[str, float]:
     began, threads = time.process_time(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return str(job.function(study, *job.arguments) or ""), time.process_time() - began
+        found = job.function(study, *job.arguments)
+        # Models are returned, too; they lie in the study's folder, and stay in this process.
+        return (found if isinstance(found, str) else ""), time.process_time() - began
     finally:
         torch.set_num_threads(threads)
 

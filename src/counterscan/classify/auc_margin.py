@@ -5,7 +5,7 @@ For one label with scores h, margin m and E+, E- the means over images with and 
     F(h, a, b, alpha) = E+ (h - a)^2 + E- (h - b)^2 + 2 alpha (m + E- h - E+ h) - alpha^2,
 
 minimised over the network, a and b, maximised over alpha >= 0. Version "v1" is the form of the paper, a mean over all
-images with the prior p of the finding in it; with the batch's own share as p it is p (1 - p) times "v2".
+images with the prior p of the finding in it; p is the batch's own share here, which makes it p (1 - p) times "v2".
 
 The saddle is at a = E+ h, b = E- h, alpha = max(0, m + b - a) and has the value
 
@@ -22,7 +22,6 @@ the number of non-zero terms, which drops images whose score or residual is exac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -39,14 +38,12 @@ class AUCMargin(nn.Module):
     """AUC-margin loss of several labels, with its own a, b and alpha for each; to be trained with ``PESG``.
 
     A label in (0, 1) counts as positive with that weight and as negative with the rest. NaN counts as neither. A label
-    whose known images are all of one class cannot be ranked: it adds nothing and sends no gradient (except in "v1" with
-    a given prior, which is a mean over images and needs one class only).
+    whose known images are all of one class cannot be ranked: it adds nothing and sends no gradient.
 
     Args:
         labels: their number K.
         margin: m > 0, in units of the scores; 1 suits scores in [0, 1].
-        version: "v2", without prior (batches must hold both classes), or "v1", with it.
-        prior: (K,) share of positives in (0, 1) for "v1"; None takes each batch's own.
+        version: "v2", without prior, or "v1", with each batch's own.
 
     Attributes:
         a, b: (K,) parameters, the running centres of positive and negative scores.
@@ -56,11 +53,7 @@ class AUCMargin(nn.Module):
         InputError: a value is out of range; names the field.
     """
 
-    prior: Tensor | None
-
-    def __init__(
-        self, labels: int, margin: float = 1.0, version: Version = "v2", prior: Sequence[float] | Tensor | None = None
-    ) -> None:
+    def __init__(self, labels: int, margin: float = 1.0, version: Version = "v2") -> None:
         super().__init__()
         if labels < 1:
             raise InputError("must be at least 1", field="labels")
@@ -70,7 +63,6 @@ class AUCMargin(nn.Module):
             raise InputError(f"{version!r} must be v1 or v2", field="version")
         self.margin, self.version = margin, version
         self.a, self.b, self.alpha = (nn.Parameter(torch.zeros(labels)) for _ in range(3))
-        self.register_buffer("prior", None if prior is None else self._checked_prior(prior, labels))
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Mean of the loss over the labels that can be ranked; 0 when none can.
@@ -109,33 +101,23 @@ class AUCMargin(nn.Module):
         """(K,) losses, and which labels have both classes."""
         scores, positive, negative = self._weights(scores, labels)
         p, q = positive.sum(0), negative.sum(0)
-        prior = None if self.version == "v2" or self.prior is None else self.prior.to(scores)
-        ranked = (p > 0) & (q > 0) if prior is None else p + q > 0
         mean_positive, mean_negative = (
             (weight * scores).sum(0) / weight.sum(0).clamp_min(_TINY) for weight in (positive, negative)
         )
         spread_positive = (positive * (scores - a).square()).sum(0) / p.clamp_min(_TINY)
         spread_negative = (negative * (scores - b).square()).sum(0) / q.clamp_min(_TINY)
-        if self.version == "v2":
-            gap = self.margin + mean_negative - mean_positive
-            return spread_positive + spread_negative + 2 * alpha * gap - alpha.square(), ranked
-        share = p / (p + q).clamp_min(_TINY)
-        prior = share if prior is None else prior
-        both = prior * (1 - prior)
-        # Means over all known images: the class means weighted by the class's share of the batch.
-        losses = (1 - prior) * share * spread_positive + prior * (1 - share) * spread_negative
-        gap = both * self.margin + prior * (1 - share) * mean_negative - (1 - prior) * share * mean_positive
-        return losses + 2 * alpha * gap - both * alpha.square(), ranked
+        gap = self.margin + mean_negative - mean_positive
+        losses = spread_positive + spread_negative + 2 * alpha * gap - alpha.square()
+        if self.version == "v1":
+            share = p / (p + q).clamp_min(_TINY)
+            losses = share * (1 - share) * losses
+        return losses, (p > 0) & (q > 0)
 
     def _best(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(K,) a, b and alpha of the saddle."""
         scores, positive, negative = self._weights(scores, labels)
         a, b = ((weight * scores).sum(0) / weight.sum(0).clamp_min(_TINY) for weight in (positive, negative))
-        if self.version == "v2" or self.prior is None:
-            return a, b, (self.margin + b - a).clamp_min(0)
-        share = positive.sum(0) / (positive + negative).sum(0).clamp_min(_TINY)
-        prior = self.prior.to(scores)
-        return a, b, (self.margin + (1 - share) / (1 - prior) * b - share / prior * a).clamp_min(0)
+        return a, b, (self.margin + b - a).clamp_min(0)
 
     def _weights(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores as float32, and how much each image counts as positive and as negative, (N, K) each."""
@@ -154,10 +136,3 @@ class AUCMargin(nn.Module):
             )
         positive = torch.where(known, labels, 0.0)
         return scores.float(), positive, torch.where(known, 1 - labels, 0.0)
-
-    @staticmethod
-    def _checked_prior(prior: Sequence[float] | Tensor, labels: int) -> Tensor:
-        values = torch.as_tensor(prior, dtype=torch.float32).reshape(-1)
-        if len(values) != labels or not bool(((values > 0) & (values < 1)).all()):
-            raise InputError(f"must be {labels} shares between 0 and 1", field="prior")
-        return values

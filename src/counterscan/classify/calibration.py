@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterscan.metrics.classification import youden_threshold
+from counterscan.metrics.classification import logistic_regression, youden_threshold
 
 # Validation logits that say nothing, or the contrary, are flattened this much and no further.
 _LARGEST_TEMPERATURE = 20.0
@@ -80,33 +80,10 @@ def fit_sigmoid(logits: Sequence[float] | Tensor, labels: Sequence[float] | Tens
     z, y = (torch.as_tensor(x, dtype=torch.float64) for x in (logits, labels))
     positives = y.sum()
     wanted = torch.where(y == 1, (positives + 1) / (positives + 2), 1 / (len(y) - positives + 2))
-    slope, offset = _newton(z, wanted)
+    offset, slope = logistic_regression(
+        torch.zeros_like(z), torch.stack([torch.ones_like(z), z], dim=1), wanted
+    ).tolist()
     if slope < 1 / _LARGEST_TEMPERATURE:
         slope = 1 / _LARGEST_TEMPERATURE
-        _, offset = _newton(z, wanted, slope)
+        offset = float(logistic_regression(z * slope, torch.ones_like(z)[:, None], wanted))
     return 1 / slope, offset
-
-
-def _newton(z: Tensor, wanted: Tensor, slope: float | None = None) -> tuple[float, float]:
-    """Logistic regression of ``wanted`` on z, or with ``slope`` held, of its offset alone."""
-    held = slope is not None
-    design = torch.ones_like(z)[:, None] if held else torch.stack([torch.ones_like(z), z], dim=1)
-    base = z * slope if slope is not None else torch.zeros_like(z)
-    found = torch.zeros(design.shape[1], dtype=torch.float64)
-
-    def loss(x: Tensor) -> float:
-        return float(torch.nn.functional.binary_cross_entropy_with_logits(base + design @ x, wanted))
-
-    for _ in range(100):
-        p = torch.sigmoid(base + design @ found)
-        gradient = design.T @ (p - wanted) / len(z)
-        curvature = (design * (p * (1 - p))[:, None]).T @ design / len(z)
-        curvature += 1e-12 * torch.eye(len(found), dtype=torch.float64)
-        direction = torch.linalg.solve(curvature, gradient)
-        size = 1.0
-        while size > 1e-6 and loss(found - size * direction) > loss(found):
-            size /= 2
-        found = found - size * direction
-        if float(gradient.abs().max()) < 1e-10:
-            break
-    return (slope if slope is not None else float(found[1])), float(found[0])

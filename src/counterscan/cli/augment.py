@@ -157,7 +157,7 @@ class GanSample:
         import torch
 
         from counterscan.cli.tables import say
-        from counterscan.report.pictures import png
+        from counterscan.png import png
         from counterscan.tbsmgan import StyleGAN
         from counterscan.tbsmgan.export import facts_of, write_studies
         from counterscan.tbsmgan.grids import truncation_grid

@@ -127,8 +127,9 @@ class GanInvert:
         import torch
 
         from counterscan.files import atomic_write, write_text
+        from counterscan.png import png
         from counterscan.pretrained import write_tensors
-        from counterscan.report.pictures import grey, png
+        from counterscan.report.pictures import grey
         from counterscan.tbsmgan.export import facts_of
         from counterscan.training import image_grid
 
@@ -154,6 +155,25 @@ class GanInvert:
 def _beside(model: Path) -> Path | None:
     """The classifier that watched the generator's training, if its folder is there."""
     return next((f for f in (model / "classifier", model.parent / "classifier") if f.is_dir()), None)
+
+
+def watcher_of(encoder: Path, model: Path, device: str) -> nn.Module | None:
+    """The classifier beside the generator, if it is the one that the encoder was trained with.
+
+    Images are then inverted by its features, too, as ``invert`` does it.
+    """
+    from counterscan.classify import load_classifier
+    from counterscan.files import read_json
+    from counterscan.pretrained import model_folder
+    from counterscan.tbsmgan.inverter import SETTINGS
+    from counterscan.training.checkpoint import weights_digest
+
+    settings = model_folder(encoder, SETTINGS, "Train an encoder first", inner="encoder") / SETTINGS
+    digest, folder = read_json(settings).get("classifier"), _beside(model)
+    if digest is None or folder is None:
+        return None
+    classifier = load_classifier(folder, device)
+    return classifier if weights_digest(classifier) == digest else None
 
 
 def _read(

@@ -294,6 +294,7 @@ def _gate(command: Synthesize) -> Gate:
 
 def _inverted(command: Edit, gan: StyleGAN, x: Tensor) -> tuple[Tensor, str]:
     """w (1, num_ws, w_dim) of an image, by the encoder if there is one, and how good that is."""
+    from counterscan.cli.generator import watcher_of
     from counterscan.metrics.validity import psnr
     from counterscan.tbsmgan.edits.base import images_of
     from counterscan.tbsmgan.inversion import RefineConfig, refine
@@ -301,7 +302,8 @@ def _inverted(command: Edit, gan: StyleGAN, x: Tensor) -> tuple[Tensor, str]:
 
     folder, config = command.encoder or command.generator / "encoder", RefineConfig(steps=command.steps)
     if any((place / SETTINGS).is_file() for place in (folder, folder / "encoder")):
-        found = Inverter.from_pretrained(folder, gan).invert(x, config)
+        watcher = watcher_of(folder, command.generator, command.device)
+        found = Inverter.from_pretrained(folder, gan, watcher).invert(x, config)
         return found.latents.ws.to(gan.device), found.verdicts[0]
     if command.encoder is not None:
         raise InputError(

@@ -238,16 +238,25 @@ def calibration_line(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     for z, y, known in _columns(logits, labels):
         z, y = z[known].double(), (y[known] == 1).double()
         one_sided = not (bool((y == 1).any()) and bool((y == 0).any()))
-        intercepts.append(math.nan if one_sided else float(_logistic(z, torch.ones_like(z)[:, None], y)[0]))
+        intercepts.append(math.nan if one_sided else float(logistic_regression(z, torch.ones_like(z)[:, None], y)[0]))
         parted = one_sided or bool(z[y == 1].min() >= z[y == 0].max()) or bool(z[y == 1].max() <= z[y == 0].min())
         design = torch.stack([torch.ones_like(z), z], dim=1)
-        slopes.append(math.nan if parted else float(_logistic(torch.zeros_like(z), design, y)[1]))
+        slopes.append(math.nan if parted else float(logistic_regression(torch.zeros_like(z), design, y)[1]))
     shape = logits.shape[1:]
     return tuple(torch.tensor(x, dtype=torch.float64).reshape(shape) for x in (slopes, intercepts))  # type: ignore[return-value]
 
 
-def _logistic(offset: Tensor, design: Tensor, y: Tensor) -> Tensor:
-    """Weights w of P(y) = sigmoid(offset + design w) with the most likelihood, by damped Newton steps."""
+def logistic_regression(offset: Tensor, design: Tensor, y: Tensor) -> Tensor:
+    """Weights w of P(y) = sigmoid(offset + design w) with the most likelihood, by damped Newton steps.
+
+    Args:
+        offset: (N,) float64.
+        design: (N, D) float64.
+        y: (N,) float64 in [0, 1].
+
+    Returns:
+        (D,) float64.
+    """
     w = torch.zeros(design.shape[1], dtype=torch.float64, device=design.device)
 
     def loss(at: Tensor) -> float:

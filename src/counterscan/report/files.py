@@ -20,6 +20,7 @@ from counterscan.counterpart import Counterpart
 from counterscan.data.geometry import Geometry
 from counterscan.errors import InputError
 from counterscan.files import atomic_write
+from counterscan.png import DISCLAIMER, png
 from counterscan.report import pictures
 
 Format = Literal["nifti", "npz", "png"]
@@ -133,15 +134,15 @@ def _pictures(
 ) -> None:
     if "counterpart" in arrays:
         healed = pictures.grey(torch.from_numpy(arrays["counterpart"]))
-        put("counterpart", "_counterpart.png", pictures.png(healed, pictures.synthetic_facts(counterpart)))
+        put("counterpart", "_counterpart.png", png(healed, pictures.synthetic_facts(counterpart)))
     facts = {"Finding": counterpart.query.finding, "System": counterpart.made_by.system}
     if "mask" in arrays:
-        put("mask", "_mask.png", pictures.png(arrays["mask"].astype(np.uint8) * 255, facts))
+        put("mask", "_mask.png", png(arrays["mask"].astype(np.uint8) * 255, facts))
     evidence = torch.from_numpy(arrays["evidence"])
     signed = evidence * torch.from_numpy(arrays["map"]).sign() if "map" in arrays else evidence
     scale = full_colour or pictures.colour_scale([evidence])
     laid = pictures.overlay(image, signed, scale)
-    put("overlay", "_overlay.png", pictures.png(laid, facts | {"FullColour": f"{scale:.6g}"}))
+    put("overlay", "_overlay.png", png(laid, facts | {"FullColour": f"{scale:.6g}"}))
 
 
 def _nifti(plane: np.ndarray, geometry: Geometry | None, counterpart: Counterpart) -> bytes:
@@ -180,7 +181,7 @@ def _about(counterpart: Counterpart) -> str:
         "version": made_by.version,
         "checkpoint": made_by.checkpoint,
         "settings": made_by.settings,
-        "disclaimer": pictures.DISCLAIMER,
+        "disclaimer": DISCLAIMER,
     }
     return json.dumps(finite(facts), default=str)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import counterscan
 from counterscan.files import write_text
+from counterscan.png import DISCLAIMER, png
 from counterscan.report import pictures
 from counterscan.report.cases import Case
 from counterscan.report.charts import interval_chart, line_chart, series_from_lines
@@ -82,10 +83,10 @@ def write_report(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         f"<title>{_safe(title)}</title><style>{CSS}{_strips(cases)}{style}</style></head><body>"
-        f'<p class="banner">{pictures.DISCLAIMER}</p>'
+        f'<p class="banner">{DISCLAIMER}</p>'
         f"<header><h1>{_safe(title)}</h1>{_paragraph(intro, 'intro')}<nav>{links}</nav></header>"
         f"<main>{bodies}</main>"
-        f"<footer>counterscan {counterscan.__version__} · {pictures.DISCLAIMER} "
+        f"<footer>counterscan {counterscan.__version__} · {DISCLAIMER} "
         "Healthy counterparts are synthetic images.</footer></body></html>\n",
     )
     return Path(path)
@@ -163,7 +164,7 @@ def _strip(case: Case) -> str:
     if case.strip is None:
         return ""
     height, width = case.strip.shape[:2]
-    data = base64.b64encode(pictures.png(case.strip, pictures.synthetic_facts(case.counterpart))).decode("ascii")
+    data = base64.b64encode(png(case.strip, pictures.synthetic_facts(case.counterpart))).decode("ascii")
     alt = _safe(f"{case.label}, way from the image to its counterpart")
     return (
         f'<figure class="strip"><img alt="{alt}" width="{width}" height="{height}" '
@@ -233,7 +234,7 @@ def _outlines(case: Case) -> str:
 
 def _tile(caption: str, picture: np.ndarray, alt: str, facts: Mapping[str, str] | None = None) -> str:
     shown = pictures.resized(picture, SIDE)
-    data = base64.b64encode(pictures.png(shown, facts)).decode("ascii")
+    data = base64.b64encode(png(shown, facts)).decode("ascii")
     badge = '<b class="badge">synthetic</b>' if facts and facts.get("Synthetic") == "true" else ""
     height, width = shown.shape[:2]
     return (

@@ -1,22 +1,17 @@
-"""Counterparts as pictures: grey images, signed overlays, outlines, and PNG bytes that say what they are."""
+"""Counterparts as pictures: grey images, signed overlays, outlines, and facts that mark them."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from scipy.ndimage import binary_dilation
 from torch import Tensor
 
-import counterscan
 from counterscan.counterpart import Counterpart
 
-DISCLAIMER = "Research use only. Not a medical device."
 # Orange against blue, and yellow against cyan, stay apart for every common kind of colour blindness; truth is
 # dashed as well.
 WARM = np.array([[255, 176, 46], [255, 92, 20], [230, 20, 30]], dtype=np.float32)
@@ -108,18 +103,6 @@ def resized(picture: np.ndarray, side: int) -> np.ndarray:
     shape = (max(1, round(width * factor)), max(1, round(height * factor)))
     kind = Image.Resampling.BICUBIC if factor > 1 else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(picture).resize(shape, kind))
-
-
-def png(picture: np.ndarray, facts: Mapping[str, str] | None = None) -> bytes:
-    """PNG bytes of a uint8 picture; ``facts`` go into its text chunks, beside the software and the disclaimer."""
-    info = PngInfo()
-    for key, value in {"Software": f"counterscan {counterscan.__version__}", "Disclaimer": DISCLAIMER}.items():
-        info.add_text(key, value)
-    for key, value in (facts or {}).items():
-        info.add_itxt(key, value)
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", pnginfo=info)
-    return buffer.getvalue()
 
 
 def synthetic_facts(counterpart: Counterpart) -> dict[str, str]:

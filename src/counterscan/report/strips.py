@@ -20,6 +20,7 @@ from torch import Tensor
 from counterscan.counterpart import CounterfactualPath, Counterpart
 from counterscan.errors import InputError
 from counterscan.files import atomic_write, write_json
+from counterscan.png import DISCLAIMER, png
 from counterscan.report import pictures
 from counterscan.report.files import finite, safe_name
 
@@ -85,7 +86,7 @@ def write_explanation(
         with atomic_write(written[kind]) as handle:
             handle.write(content)
 
-    put("strip", "_strip.png", pictures.png(_strip(shown, name), facts))
+    put("strip", "_strip.png", png(_strip(shown, name), facts))
     if animation != "none":
         put("path", "_path.gif" if animation == "gif" else "_path.png", _animation(shown, animation, facts))
     planes = {"frames": shown.path.frames, **counterpart.extras}
@@ -173,7 +174,7 @@ def _about(name: str, shown: _Shown) -> dict[str, Any]:
             "settings": made_by.settings,
         },
         "synthetic": "all frames" if not shown.from_image else "all frames but the first",
-        "disclaimer": pictures.DISCLAIMER,
+        "disclaimer": DISCLAIMER,
     }
     plain: dict[str, Any] = json.loads(json.dumps(finite(facts), default=str), parse_float=lambda x: _rounded(float(x)))
     return plain
@@ -205,7 +206,7 @@ def _strip(shown: _Shown, name: str) -> np.ndarray:
     figures = ",  ".join(f"{kind.replace('_', ' ')} = {value:.3g}" for kind, value in answer.figures.items())
     legend = (
         "Orange to red: the image is brighter than its counterpart, or more like the finding to the classifier; blue: "
-        f"darker, or less. Pictures marked synthetic were made by a program. {pictures.DISCLAIMER}"
+        f"darker, or less. Pictures marked synthetic were made by a program. {DISCLAIMER}"
     )
     blocks: list[_Text | list[_Cell]] = [
         *_wrapped(heading, inner, 15, _INK),
@@ -335,7 +336,7 @@ def _animation(shown: _Shown, kind: Animation, facts: Mapping[str, str]) -> byte
         "duration": [_HOLD_MS if k in held else _STEP_MS for k in range(len(pages))],
         "loop": 0,
     }
-    said = dict(facts) | {"Disclaimer": pictures.DISCLAIMER}
+    said = dict(facts) | {"Disclaimer": DISCLAIMER}
     buffer = io.BytesIO()
     if kind == "gif":
         comment = "; ".join(f"{key}: {value}" for key, value in said.items())

@@ -17,8 +17,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from torch import Tensor
@@ -27,6 +25,7 @@ import counterscan
 from counterscan.data.table import StudyTable
 from counterscan.errors import InputError
 from counterscan.files import atomic_write, write_json
+from counterscan.png import DISCLAIMER, png
 from counterscan.tbsmgan.generator import StyleGAN
 
 Format = Literal["png8", "png16", "dicom8", "dicom16"]
@@ -49,21 +48,12 @@ def facts_of(
     return {
         "Synthetic": "true",
         "Description": NOTICE,
-        "Disclaimer": "Research use only. Not a medical device.",
+        "Disclaimer": DISCLAIMER,
         "Software": f"counterscan {counterscan.__version__}",
         "Checkpoint": gan.checkpoint,
         **({} if shown is None else {"Findings asked for": ", ".join(shown) or "none"}),
         **(settings or {}),
     }
-
-
-def png(pixels: np.ndarray, facts: Mapping[str, str]) -> bytes:
-    """PNG bytes of (H, W) uint8 or uint16, with text chunks."""
-    info, buffer = PngInfo(), io.BytesIO()
-    for key, value in facts.items():
-        info.add_itxt(key, value)
-    Image.fromarray(pixels).save(buffer, format="PNG", pnginfo=info)
-    return buffer.getvalue()
 
 
 def dicom(pixels: np.ndarray, facts: Mapping[str, str], *, patient: str, number: int = 1, report: str = "") -> bytes:

@@ -22,12 +22,13 @@ from counterscan.data.findings import canonical_name
 from counterscan.data.table import StudyTable
 from counterscan.errors import InputError
 from counterscan.files import atomic_write, read_json, write_json
+from counterscan.png import png
 from counterscan.tbsmgan.acceptance import Tally, fit_strengths, named, share_accepted
 from counterscan.tbsmgan.bodies import Bodies, Sampled, Supply
 from counterscan.tbsmgan.edits.base import Edited, Editor
 from counterscan.tbsmgan.edits.per_finding import PerFinding
 from counterscan.tbsmgan.edits.prompt import Prompt
-from counterscan.tbsmgan.export import facts_of, png, quantised
+from counterscan.tbsmgan.export import facts_of, quantised
 from counterscan.tbsmgan.gate import Gate
 from counterscan.tbsmgan.generator import PSI, StyleGAN
 from counterscan.tbsmgan.judgement import Judgement, Sign

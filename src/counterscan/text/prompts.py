@@ -47,7 +47,8 @@ class PromptBank:
         cap: most positives of a finding.
 
     Raises:
-        InputError: an entry without names, an unknown key, or no phrase for a normal image.
+        InputError: an entry without names, an unknown key, one phrase where a list is wanted, or no phrase for a normal
+            image.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class PromptBank:
             raise InputError("must be at least 1", field="cap")
         if not normal:
             raise InputError("is empty", field="normal", remedy="Give phrases such as 'no finding'")
-        self.normal, self.cap = tuple(normal), cap
+        if not isinstance(entries, Mapping):
+            raise InputError("names no findings", field="findings", remedy="Write an entry for each; see prompts.yaml")
+        self.normal, self.cap = tuple(_listed(normal, "normal")), cap
         self._entries = {canonical_name(name): _checked(name, entry) for name, entry in entries.items()}
 
     @classmethod
@@ -77,7 +80,10 @@ class PromptBank:
             raise InputError(
                 "is no prompt bank", path=source, remedy="Write YAML with 'normal' and 'findings' like prompts.yaml"
             ) from None
-        return cls(entries, normal, cap)
+        try:
+            return cls(entries, normal, cap)
+        except InputError as error:
+            raise InputError(error.problem, path=source, field=error.field, remedy=error.remedy) from None
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -138,7 +144,10 @@ def _checked(name: str, entry: Any) -> dict[str, list[str]]:
             field=f"prompts of {name!r}",
             remedy="See prompts.yaml",
         )
-    for key, values in entry.items():
-        if isinstance(values, str) or not isinstance(values, Sequence):
-            raise InputError("is no list", field=f"prompts of {name!r}: {key}", remedy=f"Write [{values}]")
-    return {key: [str(value) for value in values] for key, values in entry.items()}
+    return {key: _listed(values, f"prompts of {name!r}: {key}") for key, values in entry.items()}
+
+
+def _listed(values: Any, field: str) -> list[str]:
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise InputError("is no list", field=field, remedy=f"Write [{values}]")
+    return [str(value) for value in values]

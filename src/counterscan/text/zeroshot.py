@@ -4,7 +4,7 @@ images. How well it does bounds how well it can steer, so what it does not know 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -24,6 +24,7 @@ from counterscan.text.prompts import PromptBank, Prompts
 Form = Literal["contrast", "present", "normal"]
 FORMS: tuple[Form, ...] = get_args(Form)
 LEAST_AUC = 0.75
+Embed = Callable[[Sequence[str]], Tensor]
 
 
 def prompt_direction(model: TextImageModel, prompts: Prompts, form: Form = "contrast") -> Tensor:
@@ -32,12 +33,16 @@ def prompt_direction(model: TextImageModel, prompts: Prompts, form: Form = "cont
     Mean of the positives' embeddings, less that of the negatives ("contrast"), of nothing ("present"), or of the
     phrases for a normal image ("normal", for models that never saw "no ..." in training). Not of length 1.
     """
+    return _direction(model.embed_texts, prompts, form)
+
+
+def _direction(embed: Embed, prompts: Prompts, form: Form) -> Tensor:
     if form not in FORMS:
         raise InputError(f"{form!r} must be one of {', '.join(FORMS)}", field="form")
-    direction = model.embed_texts(prompts.positives).mean(0)
+    direction = embed(prompts.positives).mean(0)
     if form == "present":
         return direction
-    return direction - model.embed_texts(prompts.negatives if form == "contrast" else prompts.normal).mean(0)
+    return direction - embed(prompts.negatives if form == "contrast" else prompts.normal).mean(0)
 
 
 def zero_shot_scores(
@@ -53,8 +58,19 @@ def zero_shot_scores(
         prompts: C findings.
         form: see ``prompt_direction``.
     """
-    directions = torch.stack([prompt_direction(model, p, form) for p in prompts])
+    return _scores(model, model.embed_texts, embeddings, prompts, form)
+
+
+def _scores(model: TextImageModel, embed: Embed, embeddings: Tensor, prompts: Sequence[Prompts], form: Form) -> Tensor:
+    directions = torch.stack([_direction(embed, p, form) for p in prompts])
     return model.logit_scale * (embeddings.cpu() @ directions.cpu().T)
+
+
+def _embedded_once(model: TextImageModel, prompts: Sequence[Prompts]) -> Embed:
+    """``model.embed_texts`` for the texts of these prompts, of which forms and findings share many."""
+    texts = list(dict.fromkeys(text for p in prompts for text in (*p.positives, *p.negatives, *p.normal)))
+    known = dict(zip(texts, model.embed_texts(texts), strict=True))
+    return lambda wanted: torch.stack([known[text] for text in wanted])
 
 
 @dataclass(frozen=True)
@@ -173,7 +189,8 @@ def judge(
     bank = bank or PromptBank.read()
     prompts = [bank.of(name, model) for name in findings]
     embeddings = embed_all(model, images)
-    scores = {form: zero_shot_scores(model, embeddings, prompts, form) for form in FORMS}
+    embed = _embedded_once(model, prompts)
+    scores = {form: _scores(model, embed, embeddings, prompts, form) for form in FORMS}
     areas = {form: roc_auc(values, labels) for form, values in scores.items()}
     means = {form: mean_over_classes(value) for form, value in areas.items()}
     form = max(FORMS, key=lambda f: -1.0 if math.isnan(means[f]) else means[f])
