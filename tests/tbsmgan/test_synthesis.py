@@ -11,6 +11,7 @@ from PIL import Image
 from counterscan.data.table import StudyTable
 from counterscan.errors import InputError
 from counterscan.files import read_json
+from counterscan.tbsmgan.acceptance import share_accepted
 from counterscan.tbsmgan.bodies import Inverted, Sampled
 from counterscan.tbsmgan.edits import LabelSwap, Move, Origin, PerFinding, Prompt, parse
 from counterscan.tbsmgan.edits.prompt import ReportReader
@@ -223,3 +224,15 @@ class OnlyEdema(LabelSwap):
     def move(self, latents: Origin, prompt: Prompt, strength: float | None = None) -> Move:
         move = super().move(latents, prompt, strength)
         return move if prompt.finding == "Edema" or move.w is None else Move(w=move.w * 0, usual=move.usual)
+
+
+def test_methods_are_compared_on_real_images_that_are_near_to_themselves(gate: Gate) -> None:
+    gan, data = linear_gan(), store()
+    train = data.subset(data.split == "train")
+    supply = Inverted(gan, encoded, train, torch.from_numpy(train.labels))
+    strict = Gate(gate.verifiers, replace(gate.limits, copy=0.02), gate.reference)
+    _, shares = choose_editors([LabelSwap(gan)], strict, {"Edema": PROMPTS["Edema"]}, supply)
+    bodies = supply("Edema", 1, 0, 48)
+    assert bodies is not None
+    blind = share_accepted(LabelSwap(gan), PROMPTS["Edema"], strict, bodies.origin)
+    assert shares["Edema"]["label swap"] > blind

@@ -143,7 +143,9 @@ def share_accepted(
     origin: Origin,
     strengths: Sequence[float] | None = None,
     sign: Sign = 1,
+    *,
+    own: Tensor | None = None,
 ) -> float:
     """Share of bodies whose edits pass the gate, each with a strength of its own; see ``fit_strengths``."""
-    parts = fit_strengths(editor, prompt, gate, origin, strengths, sign)
+    parts = fit_strengths(editor, prompt, gate, origin, strengths, sign, own=own)
     return sum(int(part.judged.accepted.sum()) for part in parts) / len(origin)

@@ -196,7 +196,11 @@ def choose_editors(
         for editor in editors:
             if best >= _GOOD or (bodies is None and name in chosen):
                 break
-            share = 0.0 if bodies is None else share_accepted(editor, prompt, gate, bodies.origin, sign=sign)
+            share = (
+                0.0
+                if bodies is None
+                else share_accepted(editor, prompt, gate, bodies.origin, sign=sign, own=bodies.rows)
+            )
             shares[name][editor.name] = share
             if share > best:
                 chosen[name], best = editor, share
