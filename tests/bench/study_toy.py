@@ -83,7 +83,7 @@ def use_toys(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, stub in (
         (study_run, "load_gate", gate),
         (study_content, "load_gate", gate),
-        (study_models, "fit_encoder", lambda study, number: SimpleNamespace(encode=encoded)),
+        (study_models, "fit_encoder", lambda study, number, gan: SimpleNamespace(encode=encoded)),
         (study_run, "fit_encoder", lambda study, number: None),
         (study_content, "load_generator", generator),
         (study_content, "load_steering", steering),

@@ -204,7 +204,7 @@ def test_bodies_move_until_it_is_seen_and_one_step_beyond(gate: Gate) -> None:
             beyond = ladder[min(ladder.index(enough[0]) + 1, len(ladder) - 1)]
             assert part.edited.strength == (beyond if bool(seen[beyond].accepted[row]) else enough[0])
     assert {0.1, 30.0} - {part.edited.strength for part in parts}  # neither all at once nor all at the end
-    share = share_accepted(editor, EDEMA, gate, origin, ladder)
+    share = share_accepted(parts)
     assert share == sum(int(part.judged.accepted.sum()) for part in parts) / 40 > 0.1
     at_one = editor.edit(origin, EDEMA, 1.0)
     assert share >= float(gate.judge(at_one.before, at_one.after, "Edema").accepted.double().mean())

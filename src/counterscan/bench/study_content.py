@@ -152,7 +152,8 @@ def _gated(study: Study, content: Content, view: str, number: int) -> Made:
         names: list[Method] = ["style", "learned"] if study.config.method == "best" else [study.config.method]
         methods = [steering.editor(name) for name in names]
     supply = load_bodies(study, gan, number, _seed(study, number))
-    editor, compared = choose_editors(methods, gate, prompts, supply, sign)
+    settings = SynthesisConfig(sign, None, study.config.tries, _BATCH, study.config.psi, _seed(study, number))
+    editor, compared = choose_editors(methods, gate, prompts, supply, settings)
     least = 0.0 if view in CONTROLS else study.config.least
     for name, passing in compared.items():
         if max(passing.values()) < least:
@@ -161,7 +162,6 @@ def _gated(study: Study, content: Content, view: str, number: int) -> Made:
     if not asked:
         return _nothing(study, {"refused": refused, "compared": compared})
     folder = folder_of(study, content, view, number) / "synthesis"
-    settings = SynthesisConfig(sign, None, study.config.tries, _BATCH, study.config.psi, _seed(study, number))
     report = synthesize(gan, editor, gate, prompts, asked, folder, settings, supply=supply)
     about = {
         "refused": refused,

@@ -27,7 +27,7 @@ from counterscan.tbsmgan import preset as gan_preset
 from counterscan.tbsmgan.bodies import Inverted, Sampled, Supply
 from counterscan.tbsmgan.encoder_training import EncoderConfig, train_encoder
 from counterscan.tbsmgan.gate import Gate, GateConfig
-from counterscan.tbsmgan.inverter import Inverter
+from counterscan.tbsmgan.inverter import SETTINGS, Inverter
 from counterscan.tbsmgan.steering import Steering
 from counterscan.text.clip import TinyTextImage, TrainableClip, load_clip
 from counterscan.text.clip_config import ClipConfig
@@ -37,6 +37,7 @@ from counterscan.text.stated import SentenceReader
 from counterscan.text.tokenizer import ReportTokenizer
 from counterscan.text.views import corpus_view
 from counterscan.text.zeroshot import ZeroShot, judge
+from counterscan.training import TrainConfig
 
 _ZERO_SHOT, _GENERATOR = "zeroshot.json", "model/stylegan.json"
 _VERIFIER_SEED, _CLIP_SEED, _GAN_SEED, _ENCODER_SEED = 5_000, 6_000, 7_000, 8_000  # apart from the seeds of the arms
@@ -117,17 +118,9 @@ def fit_generator(study: Study, number: int) -> StyleGAN:
     if (number == 0 and study.generator is not None) or (_generator_folder(study, number) / _GENERATOR).is_file():
         return load_generator(study, number)
     config, base = study.config, study.gan or gan_preset(study.config.preset)
-    steps = config.gan_steps or base.training.steps
     loop = replace(
-        base.training,
-        steps=steps,
+        _loop(base.training, config.gan_steps or base.training.steps, 6, _GAN_SEED + config.seed + number),
         batch_size=config.gan_batch,
-        validate_every=max(1, steps // 6),
-        checkpoint_every=max(1, steps // 6),
-        sample_every=0,
-        seed=_GAN_SEED + config.seed + number,
-        threads=1,
-        tensorboard=False,
     )
     watching = load_classifier(study.out / "verifiers" / "0")
     settings = replace(base, training=loop, findings=study.findings, blank=config.blank)
@@ -152,23 +145,29 @@ def load_generator(study: Study, number: int) -> StyleGAN:
     return gan
 
 
-def fit_encoder(study: Study, number: int) -> Inverter:
-    """What finds a generator's latents of real images; trained like the generator on the split train."""
-    folder, gan = study.out / "encoders" / str(number), load_generator(study, number)
-    watching = load_classifier(study.out / "verifiers" / "0")
-    if (folder / "encoder").is_dir():
-        return Inverter.from_pretrained(folder, gan, watching)
-    base, steps = EncoderConfig(), study.config.encoder_steps
-    loop = replace(
-        base.training,
+def _loop(base: TrainConfig, steps: int, looks: int, seed: int) -> TrainConfig:
+    """The loop's settings within a study: one thread, and some looks at validation images."""
+    every = max(1, steps // looks)
+    return replace(
+        base,
         steps=steps,
-        validate_every=max(1, steps // 4),
-        checkpoint_every=max(1, steps // 4),
+        validate_every=every,
+        checkpoint_every=every,
         sample_every=0,
-        seed=_ENCODER_SEED + study.config.seed + number,
+        seed=seed,
         threads=1,
         tensorboard=False,
     )
+
+
+def fit_encoder(study: Study, number: int, gan: StyleGAN | None = None) -> Inverter:
+    """What finds a generator's latents of real images; trained like the generator on the split train."""
+    folder, gan = study.out / "encoders" / str(number), gan or load_generator(study, number)
+    watching = load_classifier(study.out / "verifiers" / "0")
+    if (folder / "encoder" / SETTINGS).is_file():
+        return Inverter.from_pretrained(folder, gan, watching)
+    config, base = study.config, EncoderConfig()
+    loop = _loop(base.training, config.encoder_steps, 4, _ENCODER_SEED + config.seed + number)
     return train_encoder(gan, study.store, folder, replace(base, training=loop), classifier=watching)
 
 
@@ -176,10 +175,8 @@ def load_bodies(study: Study, gan: StyleGAN, number: int, seed: int) -> Supply:
     """What is edited."""
     if study.config.bodies == "new":
         return Sampled(gan, study.config.psi, seed)
-    known = study.targets("train")
-    labels = np.full((len(known), len(gan.findings)), np.nan, dtype=np.float32)
-    labels[:, [gan.findings.index(name) for name in study.findings]] = known
-    return Inverted(gan, fit_encoder(study, number).encode, study.part("train"), torch.from_numpy(labels), seed)
+    encode = fit_encoder(study, number, gan).encode
+    return Inverted.of(gan, encode, study.part("train"), study.targets("train"), study.findings, seed)
 
 
 def _generator_folder(study: Study, number: int) -> Path:

@@ -169,7 +169,7 @@ class Synthesize:
         supply = _supply(self, steering.gan)
         if self.method == "best":
             both = [editor, steering.editor("learned")]
-            editor, compared = choose_editors(both, gate, prompts, supply, config.sign)
+            editor, compared = choose_editors(both, gate, prompts, supply, config)
             for name, shares in compared.items():
                 few = "; so few that the classifiers' errors choose them" if max(shares.values()) < _FEW else ""
                 told = ", ".join(f"{share:.0%} of edits pass by {tried}" for tried, share in shares.items())
@@ -259,9 +259,6 @@ def _asked(request: str) -> tuple[str, int]:
 
 
 def _supply(command: Synthesize, gan: StyleGAN) -> Supply:
-    import numpy as np
-    import torch
-
     from counterscan.data.store import PreparedStore
     from counterscan.tbsmgan.bodies import Inverted, Sampled
     from counterscan.tbsmgan.inverter import Inverter
@@ -270,12 +267,8 @@ def _supply(command: Synthesize, gan: StyleGAN) -> Supply:
         return Sampled(gan, command.psi, command.seed)
     encoder = Inverter.from_pretrained(command.encoder or command.generator / "encoder", gan)
     (train,) = PreparedStore.open(command.store).parts("train")
-    known = train.table.targets("ignore", "zero")
-    labels = np.full((len(train), len(gan.findings)), np.nan, dtype=np.float32)
-    for column, name in enumerate(gan.findings):
-        if name in train.findings:
-            labels[:, column] = known[:, train.findings.index(name)]
-    return Inverted(gan, encoder.encode, train, torch.from_numpy(labels), command.seed)
+    labels = train.table.targets("ignore", "zero")
+    return Inverted.of(gan, encoder.encode, train, labels, train.findings, command.seed)
 
 
 def _gate(command: Synthesize) -> Gate:

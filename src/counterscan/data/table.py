@@ -114,14 +114,13 @@ class StudyTable:
                 moved = [value if not value or os.path.isabs(value) else f"{prefix}/{value}" for value in out[name]]
                 out[name] = moved
         out = out.rename(columns={n: cols.FINDING_PREFIX + n for n in self.findings if not is_known(n)})
-        if path.suffix in _PARQUET:
-            write_frame(out, path)
-            return
-        words = {1.0: "1", 0.0: "0", -1.0: "-1"}
-        for name in out.columns[out.columns.isin((*self.findings, *(cols.FINDING_PREFIX + n for n in self.findings)))]:
-            out[name] = out[name].map(words)
-        if "frame" in out:
-            out["frame"] = out["frame"].astype("Int64")
+        if path.suffix not in _PARQUET:
+            words = {1.0: "1", 0.0: "0", -1.0: "-1"}
+            named = (*self.findings, *(cols.FINDING_PREFIX + n for n in self.findings))
+            for name in out.columns[out.columns.isin(named)]:
+                out[name] = out[name].map(words)
+            if "frame" in out:
+                out["frame"] = out["frame"].astype("Int64")
         write_frame(out, path)
 
     def __len__(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from counterscan.files import read_json, write_json
 from counterscan.report.files import FORMATS, safe_name, write_outputs
 from counterscan.report.pseudonym import pseudonym, secret_key
 from counterscan.report.results import ResultsFile, result_row
+from counterscan.training.config import changes, plain
 
 Item = tuple[Path, int | None]
 Write = Callable[[Path, str, Counterpart], Any]
@@ -112,7 +112,7 @@ def stream(
     mine = islice(iter(items), rank, None, world)
     queries = [Query(finding, direction) for finding in findings]
     if settings is not None:
-        _same_settings(out / "settings.json", {_folder(query): settings(query.finding) for query in queries})
+        _same_settings(out / "settings.json", {_folder(query): plain(settings(query.finding)) for query in queries})
     unique = ("id", "finding", "direction")
     with ResultsFile(out / "results.csv", key=unique) as results, ThreadPoolExecutor(2) as pool:
 
@@ -146,26 +146,16 @@ def stream(
 
 def _same_settings(path: Path, asked: dict[str, Any]) -> None:
     """Note what answers depend on; those of an earlier run must depend on the same."""
-    asked = json.loads(json.dumps(asked, default=str))
     known = read_json(path) if path.exists() else {}
-    for name, value in asked.items():
-        if name in known and known[name] != value:
+    for name in asked.keys() & known.keys():
+        for field_name, old, new in changes(known[name], asked[name]):
             raise InputError(
-                f"holds answers in {name} under other settings: {_difference(known[name], value)}",
+                f"holds answers in {name} under other settings: {field_name} was {old}, now {new}",
                 path=path.parent,
                 remedy="Write to another folder, or ask with the same settings",
             )
-    if set(asked) - set(known):
+    if asked.keys() - known.keys():
         write_json(path, known | asked)
-
-
-def _difference(theirs: Any, ours: Any, name: str = "") -> str:
-    """The first difference of plain values."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        for key in sorted({*theirs, *ours}):
-            if theirs.get(key) != ours.get(key):
-                return _difference(theirs.get(key), ours.get(key), f"{name}.{key}".lstrip("."))
-    return f"{name} was {theirs}, now {ours}"
 
 
 def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:

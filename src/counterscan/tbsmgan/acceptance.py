@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,16 +136,7 @@ def fit_strengths(
             return
 
 
-def share_accepted(
-    editor: Editor,
-    prompt: Prompt,
-    gate: Gate,
-    origin: Origin,
-    strengths: Sequence[float] | None = None,
-    sign: Sign = 1,
-    *,
-    own: Tensor | None = None,
-) -> float:
-    """Share of bodies whose edits pass the gate, each with a strength of its own; see ``fit_strengths``."""
-    parts = fit_strengths(editor, prompt, gate, origin, strengths, sign, own=own)
-    return sum(int(part.judged.accepted.sum()) for part in parts) / len(origin)
+def share_accepted(parts: Iterable[Fitted]) -> float:
+    """Share of the bodies of ``fit_strengths`` whose edits pass the gate."""
+    verdicts = torch.cat([part.judged.accepted for part in parts])
+    return float(verdicts.double().mean())

@@ -107,6 +107,23 @@ class Inverted:
     labels: Tensor
     seed: int = 0
 
+    @classmethod
+    def of(
+        cls,
+        gan: StyleGAN,
+        encode: Callable[[Tensor], Tensor],
+        images: PreparedStore,
+        labels: np.ndarray,
+        findings: Sequence[str],
+        seed: int = 0,
+    ) -> Inverted:
+        """From labels (N, C) with columns of their own; what the generator knows beside these findings is unknown."""
+        own = np.full((len(labels), len(gan.findings)), np.nan, dtype=np.float32)
+        for column, name in enumerate(gan.findings):
+            if name in findings:
+                own[:, column] = labels[:, list(findings).index(name)]
+        return cls(gan, encode, images, torch.from_numpy(own), seed)
+
     def __call__(self, finding: str, sign: Sign, number: int, count: int) -> Bodies | None:
         """See ``Supply``."""
         fits = np.flatnonzero(self.labels[:, self.gan.findings.index(finding)].numpy() == (0.0 if sign > 0 else 1.0))

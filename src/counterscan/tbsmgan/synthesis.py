@@ -77,6 +77,11 @@ class SynthesisConfig:
         if not 0 < self.psi <= 1:
             raise InputError("must be above 0 and at most 1", field="psi")
 
+    @property
+    def strengths(self) -> tuple[float] | None:
+        """As ``fit_strengths`` takes them."""
+        return None if self.strength is None else (self.strength,)
+
 
 @dataclass(frozen=True)
 class SynthesisReport:
@@ -175,7 +180,7 @@ def choose_editors(
     gate: Gate,
     prompts: Mapping[str, Prompt],
     supply: Supply,
-    sign: Sign = 1,
+    config: SynthesisConfig | None = None,
 ) -> tuple[PerFinding, dict[str, dict[str, float]]]:
     """For each finding the editor most of whose edits pass the gate, on a few bodies.
 
@@ -184,26 +189,26 @@ def choose_editors(
         gate: what judges.
         prompts: finding -> what is asked.
         supply: bodies.
-        sign: 1 brings findings in, -1 takes them out.
+        config: sign and strength.
 
     Returns:
         The chosen ones, and finding -> method -> share of edits that passed, of those that were tried.
     """
+    config = config or SynthesisConfig()
     chosen: dict[str, Editor] = {}
     shares: dict[str, dict[str, float]] = {}
     for name, prompt in prompts.items():
-        bodies, shares[name], best = supply(name, sign, 0, _TRIED_ON), {}, -1.0
+        shares[name], chosen[name], best = {editors[0].name: 0.0}, editors[0], -1.0
+        bodies = supply(name, config.sign, 0, _TRIED_ON)
+        if bodies is None:
+            continue
         for editor in editors:
-            if best >= _GOOD or (bodies is None and name in chosen):
-                break
-            share = (
-                0.0
-                if bodies is None
-                else share_accepted(editor, prompt, gate, bodies.origin, sign=sign, own=bodies.rows)
-            )
-            shares[name][editor.name] = share
+            parts = fit_strengths(editor, prompt, gate, bodies.origin, config.strengths, config.sign, own=bodies.rows)
+            share = shares[name][editor.name] = share_accepted(parts)
             if share > best:
                 chosen[name], best = editor, share
+            if share >= _GOOD:
+                break
     return PerFinding(chosen), shares
 
 
@@ -238,9 +243,8 @@ class _Run:
                 break
             # Batches are asked for whole and cut here: one of another size would start elsewhere among the images.
             bodies = bodies.take(torch.arange(min(len(bodies), budget - tried)))
-            strengths = None if config.strength is None else (config.strength,)
             for part in fit_strengths(
-                self.editor, prompt, self.gate, bodies.origin, strengths, config.sign, own=bodies.rows
+                self.editor, prompt, self.gate, bodies.origin, config.strengths, config.sign, own=bodies.rows
             ):
                 self.tally.add(part.judged)
                 self._keep(bodies.take(part.rows), part.edited, part.judged, wanted)

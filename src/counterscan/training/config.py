@@ -152,10 +152,8 @@ def settle_config(folder: Path, config: TrainConfig, settings: Any = None) -> No
             raise InputError(
                 f"is not valid YAML ({error})", path=path, remedy="Restore it, or start a new run"
             ) from None
-        before, now = dict(_leaves(found)), dict(_leaves(wanted))
-        for name in sorted(before.keys() | now.keys()):
-            old, new = before.get(name, "(absent)"), now.get(name, "(absent)")
-            if name not in MAY_CHANGE and old != new:
+        for name, old, new in changes(found, wanted):
+            if name not in MAY_CHANGE:
                 raise InputError(
                     f"the run was started with {old!r}, now it is {new!r}",
                     path=path,
@@ -174,6 +172,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def changes(before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted names at which nests of plain values differ, in order, with both values; "(absent)" where one has none."""
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    for name in sorted(old.keys() | new.keys()):
+        pair = old.get(name, "(absent)"), new.get(name, "(absent)")
+        if pair[0] != pair[1]:
+            yield name, *pair
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
