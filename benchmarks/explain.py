@@ -35,7 +35,7 @@ from counterscan.data.prepare import prepare
 from counterscan.data.splits import folds
 from counterscan.data.store import PreparedStore
 from counterscan.files import read_json, write_json, write_text
-from counterscan.medxgan import MedXGAN
+from counterscan.medxgan import ExplainConfig, MedXGAN
 from counterscan.medxgan.published import PublishedConfig, PublishedMedXGAN
 from counterscan.medxgan.training import MedXGANConfig, fit
 from counterscan.nets.cnn import ClassifierConfig
@@ -62,7 +62,7 @@ class Options:
     """Images for what is slow: stability, randomisation, the published inversion."""
     most: int = 120
     """Tested images of each run at most."""
-    masks: tuple[float, ...] = (0.1,)
+    masks: tuple[float, ...] = ExplainConfig().masks
     """Thresholds of the transfer mask, tried in turn."""
     slow: tuple[str, ...] = ("RISE",)
     """Rivals that are asked about the sample only."""
@@ -85,11 +85,10 @@ class Options:
         return replace(base, augment=replace(base.augment, flip=self.flip))
 
 
-def explainer_config(steps: int, seed: int, masks: tuple[float, ...] = (0.1,)) -> MedXGANConfig:
+def explainer_config(steps: int, seed: int) -> MedXGANConfig:
     """Settings of medXGAN+: the package's defaults."""
     base = MedXGANConfig()
-    training = replace(base.training, steps=steps, seed=seed, tensorboard=False)
-    return replace(base, training=training, explain=replace(base.explain, masks=masks))
+    return replace(base, training=replace(base.training, steps=steps, seed=seed, tensorboard=False))
 
 
 def timed(folder: Path, name: str, work: partial) -> float:
@@ -134,9 +133,10 @@ def one_run(options: Options, run: int) -> tuple[int, dict[str, float]]:
     took["medXGAN+"] = timed(
         folder,
         "medxgan",
-        partial(fit, store, classifier, folder / "medxgan", explainer_config(options.steps, run, options.masks)),
+        partial(fit, store, classifier, folder / "medxgan", explainer_config(options.steps, run)),
     )
     explainer = MedXGAN.from_pretrained(folder / "medxgan" / "model")
+    explainer.config = ExplainConfig(masks=options.masks)
     published = None
     if options.published:
         took["published steps"] = train_published(options, store, folder, run, took["medXGAN+"])

@@ -54,6 +54,21 @@ def test_by_hand_for_a_product() -> None:
     torch.testing.assert_close(found.flatten(), torch.tensor([1 / 3, 2 / 3]), atol=1e-4, rtol=0)
 
 
+def test_steps_are_halved_where_the_sum_misses_and_nowhere_else() -> None:
+    def kinked(x: Tensor) -> Tensor:
+        return (x.flatten(1) - 0.13).clamp_min(0).sum(dim=1)
+
+    ends = torch.zeros(2, 1, 4, 4)
+    ends[0], ends[1, :, 0] = 1.0, 0.1  # the second stays below the kink
+    path = straight_path(torch.zeros_like(ends), ends, 4)
+    once = path_integrated_gradients(path, kinked)
+    found = path_integrated_gradients(path, kinked, tolerance=0.01)
+    rise = kinked(path[-1]) - kinked(path[0])
+    assert (once.flatten(1).sum(dim=1) - rise)[0].abs() > 0.02 * rise[0]
+    assert (found.flatten(1).sum(dim=1) - rise)[0].abs() < 0.01 * rise[0]
+    assert torch.equal(found[1], once[1])
+
+
 def test_a_path_that_stands_still_explains_nothing() -> None:
     path = torch.rand(1, 2, 1, 16, 16).expand(5, -1, -1, -1, -1)
     assert (path_integrated_gradients(path, curved) == 0).all()

@@ -55,11 +55,11 @@ def test_an_exact_generator_takes_the_spot_away_and_nothing_else() -> None:
     assert flat.verdict.startswith("ok: the classifier's call was already negative")
 
 
-@pytest.mark.parametrize(("weaker", "stays"), [(0.3, True), (0.35, False)])
-def test_weaker_differences_stay_when_the_strong_ones_change_the_call(weaker: float, stays: bool) -> None:
+@pytest.mark.parametrize(("weaker", "stays"), [(0.21, True), (0.28, False)])
+def test_weaker_differences_stay_when_the_strong_ones_convince(weaker: float, stays: bool) -> None:
     x = spotted()[:1]
-    x[0, 0, 12:15, 12:15] = weaker  # logit of the weaker spot alone: -0.1, then 0.35
-    (answer,) = exact(replace(EXACT, masks=(0.35, 0.2, 0.1))).explain(x, FINDING)
+    x[0, 0, 12:15, 12:15] = weaker  # p of the weaker spot alone: 0.29, then 0.43
+    (answer,) = exact().explain(x, FINDING)
     assert answer.figures["flipped"] == 1
     assert float(answer.delta[0, 5, 5]) == pytest.approx(0.5)
     assert float(answer.delta[0, 13, 13]) == pytest.approx(0 if stays else weaker - 0.2)
@@ -69,6 +69,12 @@ def test_weaker_differences_stay_when_the_strong_ones_change_the_call(weaker: fl
 def test_an_empty_list_of_attempts_is_refused(field: str) -> None:
     with pytest.raises(InputError, match=field):
         ExplainConfig(**{field: ()})
+
+
+@pytest.mark.parametrize("sure", [0.0, 0.6])
+def test_a_threshold_beyond_the_call_is_refused(sure: float) -> None:
+    with pytest.raises(InputError, match="sure"):
+        ExplainConfig(sure=sure)
 
 
 def test_the_path_leads_from_the_image_to_the_counterpart() -> None:
@@ -109,7 +115,8 @@ def test_the_change_is_raised_until_the_call_changes() -> None:
     spot, _ = system.explain(spotted(), FINDING)
     assert spot.figures["boost"] == 2.0  # half the spot at strength 1: logit 1.25; at 1.5: 0.125; at 2: -1
     assert spot.figures["flipped"] == 1
-    stuck = MedXGAN(Half(), Peak(), config=replace(EXACT, boosts=(1.0,)), size=SIZE).explain(spotted(), FINDING)[0]
+    stuck = MedXGAN(Half(), Peak(), config=replace(EXACT, boosts=(1.0, 1.5)), size=SIZE).explain(spotted(), FINDING)[0]
+    assert stuck.figures["boost"] == 1.5  # the nearest
     assert stuck.verdict.startswith("not flipped")
 
 

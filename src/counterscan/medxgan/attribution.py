@@ -7,34 +7,58 @@ which changes on the way and leaves no axiom standing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 Output = Callable[[Tensor], Tensor]
+_NEGLIGIBLE = 0.005  # of a logit
 
 
-def path_integrated_gradients(path: Tensor, output: Output, *, batch_size: int = 128) -> Tensor:
+def path_integrated_gradients(
+    path: Tensor, output: Output, *, tolerance: float = float("inf"), batch_size: int = 128
+) -> Tensor:
     """Latent integrated gradients (LIG) in path form.
 
         LIG_i = sum_k dF/dx_i((g_k + g_{k+1}) / 2) * (g_{k+1,i} - g_{k,i})
 
     The published form multiplies the gradients of the curved path by the straight displacement x - x0 and so sums to
-    F(x) - F(x0) only when the path is straight. This one does up to discretisation: ``completeness_gap`` measures it.
+    F(x) - F(x0) only when the path is straight. This one does up to discretisation, which ``tolerance`` bounds: every
+    step is halved, in images that need it, until the sum is right or steps are 1/16 as long.
 
     Args:
         path: (K + 1, N, 1, H, W).
         output: (M, 1, H, W) to (M,).
+        tolerance: share of F(g_K) - F(g_0) that the sum may miss.
         batch_size: images per pass.
 
     Returns:
         (N, 1, H, W), signed: positive where the way to the finding raised F.
     """
-    steps = path.diff(dim=0)
-    middles = (path[1:] + path[:-1]) / 2
-    gradients = gradients_of(middles.flatten(0, 1), output, batch_size=batch_size).view_as(steps)
-    return (gradients * steps).sum(dim=0)
+    found = _integral(path, output, 1, batch_size)
+    if not math.isfinite(tolerance):
+        return found
+    with torch.no_grad():
+        rise = output(path[-1]) - output(path[0])
+    allowed = (tolerance * rise.abs()).clamp_min(_NEGLIGIBLE)
+    for parts in (2, 4, 8, 16):
+        rows = torch.nonzero((found.flatten(1).sum(dim=1) - rise).abs() > allowed)[:, 0]
+        if not len(rows):
+            break
+        found[rows] = _integral(path[:, rows], output, parts, batch_size)
+    return found
+
+
+def _integral(path: Tensor, output: Output, parts: int, batch_size: int) -> Tensor:
+    """The sum over a path's steps, each in equal parts, with gradients in their middles."""
+    steps, total = path.diff(dim=0), torch.zeros_like(path[0])
+    for part in range(parts):
+        middles = path[:-1] + (part + 0.5) / parts * steps
+        gradients = gradients_of(middles.flatten(0, 1), output, batch_size=batch_size).view_as(steps)
+        total += (gradients * steps).sum(dim=0) / parts
+    return total
 
 
 def displacement_integrated_gradients(path: Tensor, output: Output, *, batch_size: int = 128) -> Tensor:

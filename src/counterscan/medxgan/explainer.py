@@ -35,10 +35,11 @@ class ExplainConfig:
         frames: of the way from image to counterpart, both included.
         transfer: take only the difference from the generator and keep the image's own texture elsewhere; else the
             answer is the generator's image.
-        masks: thresholds of ``transfer_mask`` that are tried in turn until the classifier's call changes. The default
-            is one wide mask. With (0.35, 0.2, 0.1) the smallest change that flips is the answer: a quarter less change
-            outside the lesion on slices of LGG, but an independent classifier agrees less often.
-        boosts: factors on the difference that are then tried with the last mask.
+        masks: thresholds of ``transfer_mask`` that are tried in turn, tight ones first, until the classifier is sure.
+        boosts: factors on the difference that are then tried with the last mask. Where nothing suffices, the attempt
+            that comes nearest is the answer.
+        sure: probability of the finding at which the classifier is sure that it is gone; 1 - sure that it is there.
+            One half would take the first change that tips the call, which other classifiers follow less often.
         evidence: which map is the main one: "lig", which asks the classifier where the change mattered, "difference",
             the change itself, or "ig_negative".
         smoothing, reach: of the evidence; see ``counterscan.care.Care``, whose views are not used here.
@@ -47,8 +48,9 @@ class ExplainConfig:
     refine: RefineConfig = field(default_factory=RefineConfig)
     frames: int = 11
     transfer: bool = True
-    masks: tuple[float, ...] = (0.1,)
+    masks: tuple[float, ...] = (0.35, 0.2, 0.1)
     boosts: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
+    sure: float = 0.3
     evidence: str = "lig"
     smoothing: float = 1 / 64
     reach: float = 0.055
@@ -58,6 +60,8 @@ class ExplainConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
             if not getattr(self, name):
                 raise InputError("must name at least one", field=name)
+        if not 0 < self.sure <= CALLED:
+            raise InputError(f"{self.sure} must be above 0 and at most {CALLED}", field="sure")
         if self.frames < 2:
             raise InputError("must be at least 2: the image and its counterpart", field="frames")
         if self.evidence not in EVIDENCE:
@@ -65,6 +69,7 @@ class ExplainConfig:
 
 
 EVIDENCE = ("difference", "lig", "ig_negative")
+TOLERANCE = 0.005  # share of the logit's change that LIG may miss
 CALLED = 0.5  # the plain probability from which the classifier calls a finding present
 
 
@@ -219,7 +224,7 @@ class MedXGAN:
         backwards = path.flip(0)
         maps = {
             "difference": path[0] - counterpart,
-            "lig": path_integrated_gradients(backwards, output),
+            "lig": path_integrated_gradients(backwards, output, tolerance=TOLERANCE),
             "ig_negative": path_integrated_gradients(straight_path(counterpart, path[0], len(path) - 1), output),
         }
         evidence = self.evidence(maps[self.config.evidence], x, query.direction)
@@ -299,8 +304,8 @@ class MedXGAN:
     def _smallest(
         self, x: Tensor, again: Tensor, goal: Tensor, valid: Tensor | None, query: Query, column: int
     ) -> tuple[Tensor, Tensor]:
-        """The tightest mask (N, 1, H, W), then the smallest factor (N,), that change the call; the widest mask and 1
-        where none does."""
+        """The tightest mask (N, 1, H, W), then the smallest factor (N,), with which the classifier is sure; where none
+        suffices, those that come nearest."""
         removing, config, difference = query.direction == "remove", self.config, goal - again
         inside = torch.ones_like(x) if valid is None else valid.to(x.dtype)
         masks = [inside]
@@ -309,14 +314,15 @@ class MedXGAN:
         attempts = [(mask, config.boosts[0]) for mask in masks] + [(masks[-1], b) for b in config.boosts[1:]]
         base = x if config.transfer else again
         chosen, boost = masks[-1], torch.ones(len(x), device=x.device)
-        done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        least = torch.full_like(boost, float("inf"))  # probability of what is not wanted, so far
         for mask, factor in attempts:
             image = (base + factor * query.strength * mask * difference).clamp(-1, 1)
             p = self._probabilities(image)[:, column]
-            changed = ((p < CALLED) if removing else (p >= CALLED)) & ~done
-            chosen = torch.where(changed.view(-1, 1, 1, 1), mask, chosen)
-            boost, done = torch.where(changed, factor, boost), done | changed
-            if bool(done.all()):
+            left = p if removing else 1 - p
+            better = (least > config.sure) & (left < least)
+            chosen = torch.where(better.view(-1, 1, 1, 1), mask, chosen)
+            boost, least = torch.where(better, factor, boost), torch.where(better, left, least)
+            if bool((least <= config.sure).all()):
                 break
         return chosen, boost
 
