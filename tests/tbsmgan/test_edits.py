@@ -22,6 +22,7 @@ from counterscan.tbsmgan.edits import (
     measure,
     parse,
 )
+from counterscan.tbsmgan.edits.base import restored
 from counterscan.tbsmgan.edits.prompt import ReportReader, mirror
 from counterscan.tbsmgan.edits.style_directions import Channels
 from counterscan.tbsmgan.generator import StyleGAN
@@ -338,5 +339,19 @@ def test_an_edited_real_image_keeps_what_the_generator_cannot_show(gan: StyleGAN
     edited = editor.edit(origin, EDEMA, 2.0)
     assert torch.allclose(edited.before, x, atol=1e-6)  # the image itself, not its inversion
     bare = editor.edit(origin.w, EDEMA, 2.0)
-    assert torch.allclose(edited.after - edited.before, bare.after - bare.before, atol=1e-6)
+    change = bare.after - bare.before
+    assert torch.allclose(edited.after, restored(bare.before, bare.after, origin.residual)[1])  # type: ignore[arg-type]
+    assert torch.allclose(edited.after - edited.before, change, atol=float(origin.residual.abs().max()))  # type: ignore[union-attr]
     assert torch.equal(origin.take(slice(0, 1)).residual, origin.residual)  # type: ignore[arg-type]
+
+
+def test_what_the_generator_misses_fades_where_the_edit_changes_much() -> None:
+    before, residual = torch.zeros(1, 1, 16, 16), torch.full((1, 1, 16, 16), 0.1)
+    after = before.clone()
+    after[..., :8] = 0.5
+    real, edited = restored(before, after, residual)
+    assert torch.equal(real, residual)
+    assert torch.equal(edited[..., :6], after[..., :6])  # its own texture is gone
+    assert torch.equal(edited[..., 10:], real[..., 10:])  # untouched
+    assert (edited[..., 10:] == 0.1).all()
+    assert (edited[..., 9:10] - after[..., 9:10] < 0.1).all()  # fades in between

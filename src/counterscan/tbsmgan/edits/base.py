@@ -18,6 +18,7 @@ from counterscan.training.checkpoint import weights_digest
 
 _BATCH = 64
 _DRAWS = 4096
+_REPLACED = 0.3  # change of intensity from which nothing of the image's own is left
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Origin:
         z: (N, z_dim) that w was mapped from; None for inverted images.
         c: (N, K) the condition it was mapped with.
         psi: truncation it was mapped with.
-        residual: (N, 1, H, W) what the generator misses of real images, x - G(w): added to all that is made of them, so
-            that an edit changes what G changes and leaves their texture. None adds nothing.
+        residual: (N, 1, H, W) what the generator misses of real images, x - G(w): put back into what is made of them,
+            so that an edit leaves their texture where it changes nothing; see ``restored``. None adds nothing.
     """
 
     w: Tensor
@@ -251,7 +252,7 @@ class Editor(abc.ABC):
                 styles = [s + strength * d for s, d in zip(self.gan.styles(latents.w), steps, strict=True)]
                 after = images_of(self.gan, styles=styles)
             if latents.residual is not None:
-                before, after = ((made + latents.residual).clamp(-1, 1) for made in (before, after))
+                before, after = restored(before, after, latents.residual)
             edited = Edited(before, after, latents, w, styles, prompt, strength, self.name, move.touched)
             return self._told(edited, self.texts) if told and self.texts is not None else edited
 
@@ -287,6 +288,24 @@ def joined(parts: Sequence[Edited], latents: Origin) -> Edited:
         text_after=both([part.text_after for part in parts]),
         others={name: torch.cat([part.others[name] for part in parts]) for name in parts[0].others},
     )
+
+
+def restored(before: Tensor, after: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """What the generator misses of real images, put back into its images of them and into their edits.
+
+    It fades where an edit changes much: there it belongs to what is no longer shown. The rim of a heart that has grown,
+    say, would stay as a seam within the larger one.
+
+    Args:
+        before, after: (N, 1, H, W) in [-1, 1], the generator's.
+        residual: see ``Origin``.
+
+    Returns:
+        The real images, and their edits, in [-1, 1].
+    """
+    change = F.avg_pool2d((after - before).abs(), 5, stride=1, padding=2, count_include_pad=False)
+    kept = 1 - (change / _REPLACED).clamp(max=1)
+    return (before + residual).clamp(-1, 1), (after + kept * residual).clamp(-1, 1)
 
 
 def images_of(gan: StyleGAN, w: Tensor | None = None, styles: Sequence[Tensor] | None = None) -> Tensor:
