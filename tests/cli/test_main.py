@@ -37,6 +37,11 @@ def test_help_without_asking_much(arguments: list[str], capsys: pytest.CaptureFi
     assert "usage: counterscan" in capsys.readouterr().out
 
 
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "counterscan", "--version"], capture_output=True, text=True, check=True)
+    assert __version__ in done.stdout
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"counterscan {__version__}\n"

@@ -141,7 +141,3 @@ def _summary(command: Command) -> str:
 
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
