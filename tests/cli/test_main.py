@@ -38,7 +38,9 @@ def test_help_without_asking_much(arguments: list[str], capsys: pytest.CaptureFi
 
 
 def test_the_package_runs_as_a_module() -> None:
-    done = subprocess.run([sys.executable, "-m", "counterscan", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "counterscan", "--version"], capture_output=True, text=True, check=True
+    )
     assert __version__ in done.stdout
 
 
