@@ -136,7 +136,7 @@ def one_run(options: Options, run: int) -> tuple[int, dict[str, float]]:
         partial(fit, store, classifier, folder / "medxgan", explainer_config(options.steps, run)),
     )
     explainer = MedXGAN.from_pretrained(folder / "medxgan" / "model")
-    explainer.config = ExplainConfig(masks=options.masks)
+    explainer.config = replace(explainer.config, masks=options.masks)
     published = None
     if options.published:
         took["published steps"] = train_published(options, store, folder, run, took["medXGAN+"])

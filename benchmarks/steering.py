@@ -278,7 +278,20 @@ class SteeringBenchmark:
             }
             for name in self._gan.findings
         ]
-        parts = {"Models": models, "Findings": self.rows, "Sides": sides, "Degrees": degrees, "Seconds": [seconds]}
+        real = [row for row in self.rows if not row["method"].startswith("random")]
+        groups = {
+            name: [row for row in real if row["finding"] == name] for name in dict.fromkeys(r["finding"] for r in real)
+        }
+        groups |= {"all": real, "all, fitted": [row for row in real if row["method"].endswith("fitted")]}
+        stopped = [{"edits of": name, **_stopped(rows)} for name, rows in groups.items()]
+        parts = {
+            "Models": models,
+            "Findings": self.rows,
+            "Failed edits": stopped,
+            "Sides": sides,
+            "Degrees": degrees,
+            "Seconds": [seconds],
+        }
         text = "\n\n".join(f"## {title}\n\n{_table(rows)}" for title, rows in parts.items() if rows)
         print("\n" + text)
         write_text(self.out / "steering.md", text + "\n")
@@ -314,6 +327,13 @@ def with_attributes(store: PreparedStore) -> PreparedStore:
 
 def _share(these: Tensor, of: Tensor) -> float:
     return float(these.sum() / of.sum()) if bool(of.any()) else math.nan
+
+
+def _stopped(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Edits that failed in all these rows, and the share of them that the gate stops."""
+    failed = [round(row["n"] * (1 - row["success"])) for row in rows]
+    stopped = sum(n * row["failed rejected"] for n, row in zip(failed, rows, strict=True) if n)
+    return {"failed": sum(failed), "rejected": stopped / sum(failed) if any(failed) else math.nan}
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -339,9 +339,8 @@ def test_an_edited_real_image_keeps_what_the_generator_cannot_show(gan: StyleGAN
     edited = editor.edit(origin, EDEMA, 2.0)
     assert torch.allclose(edited.before, x, atol=1e-6)  # the image itself, not its inversion
     bare = editor.edit(origin.w, EDEMA, 2.0)
-    change = bare.after - bare.before
     assert torch.allclose(edited.after, restored(bare.before, bare.after, origin.residual)[1])  # type: ignore[arg-type]
-    assert torch.allclose(edited.after - edited.before, change, atol=float(origin.residual.abs().max()))  # type: ignore[union-attr]
+    assert ((edited.after - bare.after).abs() <= origin.residual.abs() + 1e-6).all()  # type: ignore[union-attr]
     assert torch.equal(origin.take(slice(0, 1)).residual, origin.residual)  # type: ignore[arg-type]
 
 

@@ -147,7 +147,7 @@ def stream(
 def _same_settings(path: Path, asked: dict[str, Any]) -> None:
     """Note what answers depend on; those of an earlier run must depend on the same."""
     known = read_json(path) if path.exists() else {}
-    for name in asked.keys() & known.keys():
+    for name in sorted(asked.keys() & known.keys()):
         for field_name, old, new in changes(known[name], asked[name]):
             raise InputError(
                 f"holds answers in {name} under other settings: {field_name} was {old}, now {new}",
