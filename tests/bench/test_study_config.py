@@ -113,8 +113,10 @@ def test_settings_out_of_range_are_refused(change: dict[str, object]) -> None:
         replace(StudyConfig(), **change)
 
 
-def test_pairs_of_arms_that_are_not_there_are_dropped() -> None:
-    assert StudyConfig(arms=("real", "classic", "both")).pairs == (("both", "classic"), ("classic", "real"))
+def test_pairs_of_arms_that_are_trained_are_compared() -> None:
+    few = StudyConfig(arms=("real", "classic", "both"))
+    assert few.compared == (("both", "classic"), ("classic", "real"))
+    assert ("given", "classic") in replace(few, arms=("classic", "given")).compared
 
 
 def test_profiles_hold_the_controls() -> None:

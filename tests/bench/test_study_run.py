@@ -12,7 +12,6 @@ import pytest
 
 from counterscan.bench import study_content, study_models
 from counterscan.bench.study_arms import arms_of, scores_path
-from counterscan.bench.study_config import StudyConfig
 from counterscan.bench.study_models import Study, load_generator, load_text_model
 from counterscan.bench.study_tables import read_scores
 from counterscan.errors import InputError
@@ -21,7 +20,7 @@ from counterscan.text.clip_training import patients_digest
 from counterscan.text.tokenizer import ReportTokenizer
 from tests.bench.study_toy import CONFIG, gan_of, quiet, run, toy_store, use_toys
 
-FEW = replace(CONFIG, arms=("real", "classic", "duplicate", "both", "random"), pairs=StudyConfig().pairs, steps=4)
+FEW = replace(CONFIG, arms=("real", "classic", "duplicate", "both", "random"), steps=4)
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def test_a_study_from_end_to_end(toys: None, key: None, tmp_path: Path) -> None:
         assert wanted in titles
     mixed = next(t for t in report.tables if t.title == "Real and synthetic images, PR-AUC")
     assert [row[0] for row in mixed.rows] == [a for a in CONFIG.arms if a != "both:only"]
-    assert len(report.sentences) == len(CONFIG.pairs)
+    assert len(report.sentences) == len(CONFIG.compared)
     kept = json.loads((tmp_path / "study.json").read_text())
     assert set(kept["arms"]["ap"]) == set(CONFIG.arms)
     page = report.page.read_text()
@@ -219,8 +218,9 @@ def test_wanted_images_are_more_for_the_rarer_finding(tmp_path: Path) -> None:
     labels = data.labels
     labels[:, 0] = (np.arange(len(data)) % 7 < 1).astype(np.float32)
     data.table.frame["Edema"] = labels[:, 0]
-    want = study_content.wanted(Study(data, replace(CONFIG, synthetic=100), tmp_path))
-    rates = np.nanmean(Study(data, CONFIG, tmp_path).targets("train"), 0)
+    study = Study(data, replace(CONFIG, synthetic=100), tmp_path)
+    want = study_content.wanted(study.targets("train"), study.findings, study.config)
+    rates = np.nanmean(study.targets("train"), 0)
     assert want["Edema"] / want["Pleural Effusion"] == pytest.approx((rates[1] / rates[0]) ** 0.5, rel=0.05)
     assert abs(sum(want.values()) - 100) <= 1
 

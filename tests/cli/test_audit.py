@@ -13,8 +13,9 @@ from PIL import Image
 from torch import nn
 
 from counterscan.classify import save_pretrained
-from counterscan.cli.audit import AUDIT, audit_command, synthetic_table
+from counterscan.cli.audit import AUDIT, audit_command
 from counterscan.cli.main import Lazy, run_commands
+from counterscan.cli.synthetic import synthetic_table
 from counterscan.data.prepare import prepare
 from counterscan.data.store import PreparedStore
 from counterscan.data.table import StudyTable

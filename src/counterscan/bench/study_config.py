@@ -25,12 +25,13 @@ from counterscan.text.views import VIEWS
 
 Profile = Literal["quick", "full"]
 Content = Literal[
-    "real", "classic", "duplicate", "plain", "swap", "text+", "text-", "both", "ensemble", "random", "naive"
+    "real", "classic", "duplicate", "plain", "swap", "text+", "text-", "both", "ensemble", "random", "naive", "given"
 ]
 Mode = Literal["mixed", "only", "pretrain"]
 CONTENTS: tuple[Content, ...] = get_args(Content)
 MODES: tuple[Mode, ...] = get_args(Mode)
 PLAIN: tuple[Content, ...] = ("real", "classic")  # contents without anything added
+UNMADE: tuple[Content, ...] = (*PLAIN, "duplicate", "given")  # contents that need no generator
 CONTROLS = ("shuffled", "inverted", "none")  # views that teach nothing, or the wrong thing
 SPLITS = ("train", "val", "test")
 _FILE = "study.yaml"
@@ -58,6 +59,9 @@ _PAIRS = (
     ("plain", "duplicate"),
     ("swap", "duplicate"),
     ("text+", "duplicate"),
+    ("given", "classic"),
+    ("given", "duplicate"),
+    ("given", "both"),
     ("classic", "real"),
 )
 
@@ -71,7 +75,8 @@ class StudyConfig:
         views: texts that the text-image model is trained on, one model each; all arms use the first, those whose images
             are made by text are repeated for the others.
         shares: parts of each batch that are synthetic; all arms use the first, mixed ones are repeated for the others.
-        pairs: (ours, theirs) whose difference is tested, by arm, adjusted together.
+        pairs: (ours, theirs) whose difference is tested, by arm, adjusted together; those of arms that are not trained
+            are passed over.
         findings: which are learned and steered; all of the store when empty.
         blank: what an unmentioned finding is: absent ("zero"), or unknown ("ignore"). Uncertain labels are unknown.
         synthetic: images that each content is to have, for each sign.
@@ -158,8 +163,7 @@ class StudyConfig:
                 raise InputError(f"no arm {arm!r}", field="arms", remedy=remedy)
         if len(set(self.arms)) != len(self.arms) or not self.arms:
             raise InputError("must be different ones, at least one", field="arms")
-        pairs = tuple((ours, theirs) for ours, theirs in self.pairs if {ours, theirs} <= set(self.arms))
-        object.__setattr__(self, "pairs", pairs)
+        object.__setattr__(self, "pairs", tuple((ours, theirs) for ours, theirs in self.pairs))
         for view in self.views:
             if view not in VIEWS:
                 raise InputError(f"unknown text view {view!r}", field="views", remedy=f"There are: {', '.join(VIEWS)}")
@@ -184,6 +188,11 @@ class StudyConfig:
         ):
             if getattr(self, name) not in words:
                 raise InputError(f"{getattr(self, name)!r} must be {' or '.join(words)}", field=name)
+
+    @property
+    def compared(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of arms that are trained."""
+        return tuple((ours, theirs) for ours, theirs in self.pairs if {ours, theirs} <= set(self.arms))
 
 
 def quick(**changes: Any) -> StudyConfig:
@@ -288,7 +297,11 @@ def protocol(config: StudyConfig, store: PreparedStore, models: Mapping[str, Any
             for split in SPLITS
         },
     }
-    told: dict[str, Any] = {"version": counterscan.__version__, "study": asdict(config), "data": data}
+    told: dict[str, Any] = {
+        "version": counterscan.__version__,
+        "study": {**asdict(config), "pairs": config.compared},
+        "data": data,
+    }
     told["models"] = dict(models or {})
     told = json.loads(json.dumps(told, default=str))
     return {**told, "digest": _digest(told)}

@@ -14,6 +14,7 @@ ensemble              "both" of all views that are no controls                  
 random                placebo: moved as far as text+ in a random direction; the gate asks   source
                       for body, realism and novelty only
 naive                 as text+, not judged by anyone                                        the prompt's, as published
+given                 images made elsewhere, all of them                                    their own
 ====================  ====================================================================  =========================
 """
 
@@ -33,7 +34,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from counterscan.bench.study_config import CONTROLS, Content
+from counterscan.bench.study_config import CONTROLS, Content, StudyConfig
 from counterscan.bench.study_models import Study, load_bodies, load_gate, load_generator, load_steering
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
@@ -64,7 +65,7 @@ class Made:
         images: (N, S, S) uint8.
         targets: (N, C) float32 in [0, 1], NaN for unknown; columns as the study's findings.
         edited: (N,) which finding each was made for, its place among the study's.
-        sign: (N,) 1 with it, -1 without.
+        sign: (N,) 1 with it, -1 without, 0 where nothing is known of what it was made for.
         about: how it was made: "refused", "short", "strengths", "rates", "cpu_seconds".
     """
 
@@ -87,11 +88,21 @@ class Made:
         return PreparedStore.from_arrays(self.images, labels=labels, findings=findings, split="train")
 
 
-def wanted(study: Study) -> dict[str, int]:
-    """Images wanted by finding: ``config.synthetic`` in all, more of the rarer ones."""
-    shares = np.nanmean(study.targets("train"), axis=0) ** -study.config.rarity
-    counts = np.maximum(1, np.rint(study.config.synthetic * shares / shares.sum())).astype(int)
-    return dict(zip(study.findings, counts.tolist(), strict=True))
+def wanted(targets: np.ndarray, findings: Sequence[str], config: StudyConfig) -> dict[str, int]:
+    """Images wanted by finding: ``config.synthetic`` in all, more of the rarer ones.
+
+    Args:
+        targets: (N, C) of the training images; NaN is unknown.
+        findings: C names.
+        config: the study's.
+    """
+    shares = np.nanmean(targets, axis=0) ** -config.rarity
+    counts = np.maximum(1, np.rint(config.synthetic * shares / shares.sum())).astype(int)
+    return dict(zip(findings, counts.tolist(), strict=True))
+
+
+def _wanted(study: Study) -> dict[str, int]:
+    return wanted(study.targets("train"), study.findings, study.config)
 
 
 def folder_of(study: Study, content: Content, view: str, number: int) -> Path:
@@ -130,7 +141,7 @@ def make(study: Study, content: Content, view: str, number: int) -> None:
     if (folder / _ABOUT).is_file():
         return
     began = time.process_time()
-    makers = {"duplicate": _duplicate, "plain": _plain, "random": _moved, "naive": _moved}
+    makers = {"duplicate": _duplicate, "plain": _plain, "random": _moved, "naive": _moved, "given": _given}
     made = makers.get(content, _gated)(study, content, view, number)
     for name in ("images", "targets", "edited", "sign"):
         with atomic_write(folder / f"{name}.npy") as handle:
@@ -158,7 +169,7 @@ def _gated(study: Study, content: Content, view: str, number: int) -> Made:
     for name, passing in compared.items():
         if max(passing.values()) < least:
             refused[name] = f"{max(passing.values()):.0%} of the edits pass the gate"
-    asked = {name: count for name, count in wanted(study).items() if name in prompts and name not in refused}
+    asked = {name: count for name, count in _wanted(study).items() if name in prompts and name not in refused}
     if not asked:
         return _nothing(study, {"refused": refused, "compared": compared})
     folder = folder_of(study, content, view, number) / "synthesis"
@@ -265,7 +276,7 @@ def _reference(study: Study, number: int) -> dict[Sign, np.ndarray]:
         both = load(study, "both", view, number)
         if len(both):
             return {1: both.counts(1, size), -1: both.counts(-1, size)}
-    counts = np.array(list(wanted(study).values()))
+    counts = np.array(list(_wanted(study).values()))
     return {1: counts, -1: counts}
 
 
@@ -310,6 +321,49 @@ def _moved(study: Study, content: Content, view: str, number: int) -> Made:
     if content == "random":
         found = _agreed(study, gate, joined, found, None)
     return Made(joined, found, np.array(edited), np.ones(len(edited), dtype=int), about)
+
+
+def check_given(study: Study) -> None:
+    """Images made elsewhere fit the study.
+
+    Raises:
+        InputError: there are none, they are of another size or lack a finding, or one of them is of a patient of the
+            validation or test images.
+    """
+    given, remedy = study.given, "Give a table of synthetic images with these columns"
+    if given is None:
+        raise InputError("no images are given", field="arm 'given'", remedy="Name them: --images table.csv")
+    if given.size != study.store.size:
+        raise InputError(f"they are of {given.size} px, the study's of {study.store.size}", field="given")
+    for name in study.findings:
+        if name not in given.findings:
+            raise InputError("the given images have no such label", field=f"finding {name!r}", remedy=remedy)
+    held = set(study.held_patients()) & set(given.patients.tolist())
+    if held:
+        raise InputError(
+            f"{len(held)} of their patients are among those of the validation and test images",
+            field="given",
+            remedy="Make them from patients of the split train alone",
+        )
+
+
+def _given(study: Study, content: Content, view: str, number: int) -> Made:
+    """Soft labels of `augment synthesize` count as those of edits here do."""
+    check_given(study)
+    given = study.given
+    assert given is not None
+    columns = [given.findings.index(name) for name in study.findings]
+    targets = given.table.targets("ignore", study.config.blank)[:, columns].astype(np.float32)
+    if study.config.soft:
+        for k, name in enumerate(study.findings):
+            if f"{SOFT_PREFIX}{name}" in given.table.frame:
+                soft = pd.to_numeric(given.table.frame[f"{SOFT_PREFIX}{name}"], errors="coerce").to_numpy(np.float32)
+                targets[:, k] = np.where(np.isnan(soft), targets[:, k], soft)
+    images = np.concatenate(
+        [_pixels(given.images(np.arange(len(given))[k : k + 256])) for k in range(0, len(given), 256)]
+    )
+    unknown = np.zeros(len(given), dtype=int)
+    return Made(images, targets, unknown, unknown, {})
 
 
 def _nothing(study: Study, about: Mapping[str, Any]) -> Made:

@@ -54,6 +54,7 @@ class Study:
         out: the study's folder.
         gan: replaces the generators' settings, for networks that no preset has; steps and batch are the protocol's.
         generator, clip: folders of models made elsewhere, for the first generator and the first view.
+        given: synthetic images made elsewhere, for the content "given".
     """
 
     store: PreparedStore
@@ -63,6 +64,7 @@ class Study:
     generator: Path | None = None
     clip: Path | None = None
     clip_settings: Mapping[str, Any] = field(default_factory=dict)
+    given: PreparedStore | None = None
 
     @cached_property
     def findings(self) -> tuple[str, ...]:

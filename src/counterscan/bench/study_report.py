@@ -87,7 +87,7 @@ def write_report(
         }
         for figure in ("ap", "roc_auc")
     }
-    pairs = [pair for pair in study.config.pairs if set(pair) <= set(scores)]
+    pairs = [pair for pair in study.config.compared if set(pair) <= set(scores)]
     compared = {
         figure: compare_arms(by_arm, pairs, study.findings) if pairs else [] for figure, by_arm in measured.items()
     }

@@ -21,7 +21,7 @@ import torch
 from counterscan.bench import study_content
 from counterscan.bench.quality import QualityConfig, audit_images
 from counterscan.bench.study_arms import Arm, arms_of, scores_path, train_arm
-from counterscan.bench.study_config import PLAIN, Content, StudyConfig, freeze
+from counterscan.bench.study_config import PLAIN, UNMADE, Content, StudyConfig, freeze
 from counterscan.bench.study_content import FIRST, TEXTUAL
 from counterscan.bench.study_models import (
     Study,
@@ -75,6 +75,7 @@ def run_study(
     clip_settings: Mapping[str, Any] | None = None,
     generator: str | Path | None = None,
     clip: str | Path | None = None,
+    given: PreparedStore | None = None,
     say: Say = print,
 ) -> StudyReport:
     """Do a study, or go on with one.
@@ -87,6 +88,7 @@ def run_study(
         gan: settings of the generators' networks, for sizes that no preset has.
         clip_settings: fields of ``ClipConfig`` that are to differ.
         generator, clip: folders of a generator and a text-image model that were trained on this very split train.
+        given: synthetic images made elsewhere, for the arm "given".
         say: told what is being done.
 
     Returns:
@@ -97,13 +99,14 @@ def run_study(
             text is to steer.
     """
     config, out = config or StudyConfig(), Path(out)
-    given = {
+    models = {
         "gan": plain(gan) if gan is not None else None,
         "clip": dict(clip_settings or {}),
         "generator": StyleGAN.from_pretrained(generator).checkpoint if generator is not None else None,
         "text-image model": digest_of(load_clip(clip)) if clip is not None else None,
+        "given": given.content if given is not None else None,
     }
-    told = freeze(config, store, out, {name: value for name, value in given.items() if value})
+    told = freeze(config, store, out, {name: value for name, value in models.items() if value})
     study = Study(
         store,
         config,
@@ -112,10 +115,13 @@ def run_study(
         Path(generator) if generator is not None else None,
         Path(clip) if clip is not None else None,
         dict(clip_settings or {}),
+        given,
     )
     arms = arms_of(config)
     runner = _Runner(study, workers, say)
     _check_text(study, arms)
+    if any(arm.content == "given" for arm in arms):
+        study_content.check_given(study)
     if generator is not None:
         load_generator(study, 0)  # a leak shows before anything is spent
     for stage in _stages(study, arms):
@@ -133,7 +139,7 @@ def _stages(study: Study, arms: Sequence[Arm]) -> list[list[Job]]:
     """Jobs that may run side by side, in order."""
     config = study.config
     contents = [a.content for a in arms if a.content not in PLAIN]
-    generated = any(c != "duplicate" for c in contents)
+    generated = any(c not in UNMADE for c in contents)
     numbers = range(config.generators)
     # An ensemble of views needs them all.
     views = config.views if any(c in TEXTUAL for c in contents) else ()

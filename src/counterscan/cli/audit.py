@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from counterscan.cli.synthetic import Intensity, count_bad, prepared_synthetic
 from counterscan.errors import InputError
-
-if TYPE_CHECKING:
-    from counterscan.data.intensity import IntensityRecipe
-    from counterscan.data.store import PreparedStore
-    from counterscan.data.table import StudyTable
 
 AUDIT = (
     "Judge synthetic images against real ones: fidelity, diversity, label truth, memorisation; write a quality card."
 )
-Intensity = Literal["auto", "real", "full"]
 
 
 @dataclass
@@ -96,7 +91,9 @@ def _audit(self: Any) -> None:
         if side != real.size:
             remedy = f"Prepare them with --size {side}"
             raise InputError(f"it was trained at {side} px, real images have {real.size}", field=flag, remedy=remedy)
-    synthetic, bad = _prepared(self.synthetic, real, self.out / "store_synthetic", self.intensity, self.workers)
+    synthetic, bad = prepared_synthetic(
+        self.synthetic, real, self.out / "store_synthetic", self.intensity, self.workers
+    )
     training = ClassifyConfig(
         steps=self.steps, seed=self.seed, threads=self.threads, device=self.device, tensorboard=False
     )
@@ -117,7 +114,7 @@ def _audit(self: Any) -> None:
             classifier=given[0],
             judge=given[1],
             extractors=extractors,
-            bad={"real": _bad(real), "synthetic": bad},
+            bad={"real": count_bad(real), "synthetic": bad},
             links=self.links,
             progress=lambda name, done, count: status.update(f"{name}: {done} of {count}"),
         )
@@ -150,78 +147,3 @@ def _extractors(named: tuple[str, ...], adapter: Any, device: str) -> dict[str, 
             raise InputError("is a classifier", path=file, field="--features", remedy="Give it as --classifier")
         found[name] = loaded.scores
     return found
-
-
-def _prepared(
-    source: Path, real: PreparedStore, folder: Path, intensity: Intensity, workers: int
-) -> tuple[PreparedStore, int]:
-    """Synthetic images on the real images' grid, and how many cannot be read."""
-    from counterscan.cli.tables import show_bad_file
-    from counterscan.data.prepare import prepare
-    from counterscan.data.store import PreparedStore
-
-    if (source / "store.json").is_file():
-        store = PreparedStore.open(source)
-        return store, _bad(store)
-    table = synthetic_table(source, real.findings)
-    report = prepare(table, folder, size=real.size, recipe=_recipe(table, real, intensity), workers=workers)
-    show_bad_file(folder / "bad.csv", report.bad, report.rows)
-    return PreparedStore.open(folder), report.bad
-
-
-def synthetic_table(source: Path, findings: tuple[str, ...] = ()) -> StudyTable:
-    """A study table of synthetic images from a table or a folder.
-
-    Args:
-        source: CSV or Parquet with the column image, or a folder that is searched for images.
-        findings: names of the real images' findings, which may be no known ones.
-
-    Raises:
-        InputError: nothing is there, no image is found, or the table cannot be read.
-    """
-    import pandas as pd
-
-    from counterscan.cli.inputs import is_table
-    from counterscan.data.readers import iter_images
-    from counterscan.data.table import StudyTable, read_frame
-
-    if is_table(source):
-        frame = read_frame(source)
-        columns = {name.strip().lower(): name.strip() for name in map(str, frame.columns)}
-        image = columns.get("image")
-        mapped = {} if "patient" in columns or image is None else {"patient": image, "image": image}
-        own = [name for name in findings if name in frame.columns]
-        table = StudyTable.from_frame(frame, source.parent, columns=mapped, findings=own, path=source)
-    else:
-        paths = [str(item.path.resolve()) for item in iter_images(source)]
-        table = StudyTable.from_frame(pd.DataFrame({"image": paths, "patient": paths}), source)
-    table.validate(labelled=False, path=source)
-    return table
-
-
-def _recipe(table: StudyTable, real: PreparedStore, intensity: Intensity) -> IntensityRecipe | None:
-    """How synthetic files become [-1, 1]."""
-    from counterscan.data.intensity import IntensityRecipe
-    from counterscan.data.readers import read_image
-
-    full = IntensityRecipe("range")
-    if intensity == "full":
-        return full
-    if intensity == "real" or real.recipe is None or real.recipe.lo is None:
-        return real.recipe
-    eight_bit = (0.0, 255.0)
-    for row in range(min(len(table), 20)):  # some may be damaged
-        try:
-            raw = read_image(table.image_path(row), frame=table.frame_number(row))
-        except InputError:
-            continue
-        other = (real.recipe.lo, real.recipe.hi) != eight_bit
-        return full if raw.kind == "raster" and raw.stored_range == eight_bit and other else real.recipe
-    return real.recipe
-
-
-def _bad(store: PreparedStore) -> int:
-    """Images of a store's table that could not be read."""
-    from counterscan.files import read_json
-
-    return 0 if store.folder is None else int(read_json(store.folder / "store.json").get("bad", 0))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from counterscan.errors import InputError
+
+if TYPE_CHECKING:
+    from counterscan.data.store import PreparedStore
 
 
 @dataclass
@@ -45,6 +48,8 @@ class StudyOptions:
     """A generator of `counterscan augment gan train` on this very store, instead of training one."""
     text_model: Path | None = None
     """A text-image model trained on this very split train, instead of training one."""
+    images: Path | None = None
+    """Of the arm "given": synthetic images made elsewhere, as a study table with the findings, or a prepared store."""
     workers: int = 2
     """Processes of one thread each; the result does not depend on their number."""
 
@@ -52,6 +57,14 @@ class StudyOptions:
         """Those settings of the protocol that were given, these further ones of a subclass included."""
         asked = ("arms", "views", "shares", "seeds", "steps", "synthetic", "gan_steps", "method", "bodies", *names)
         return {name: value for name in asked if (value := getattr(self, name))}
+
+    def synthetic_images(self, store: PreparedStore) -> PreparedStore | None:
+        """Those of the arm "given", on the store's grid."""
+        from counterscan.cli.synthetic import prepared_synthetic
+
+        if self.images is None:
+            return None
+        return prepared_synthetic(self.images, store, self.out / "store_given", workers=self.workers)[0]
 
 
 @dataclass
@@ -89,6 +102,7 @@ class Study(StudyOptions):
             workers=self.workers,
             generator=self.generator,
             clip=self.text_model,
+            given=self.synthetic_images(store),
             say=say,
         )
         for table in report.tables[:2]:
