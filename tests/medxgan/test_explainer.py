@@ -65,6 +65,32 @@ def test_weaker_differences_stay_when_the_strong_ones_convince(weaker: float, st
     assert float(answer.delta[0, 13, 13]) == pytest.approx(0 if stays else weaker - 0.2)
 
 
+def test_what_the_generator_missed_of_the_lesion_goes_with_it() -> None:
+    class Faint(Split):
+        def generate(self, code):  # type: ignore[no-untyped-def]
+            return code.z1 + 0.5 * code.z2[:, 0]
+
+    x = spotted()[:1]
+    x[0, 0, 12, 12] = 0.21  # no lesion, and no generator shows it
+    config = replace(EXACT, boosts=(1.0,))
+    keeps, fades = (
+        MedXGAN(Faint(), Peak(), config=replace(config, fade=fade), size=SIZE).explain(x, FINDING)[0]
+        for fade in (None, 0.05)
+    )
+    assert float(keeps.delta[0, 5, 5]) == pytest.approx(0.25)
+    assert float(fades.delta[0, 4:7, 4:7].min()) == pytest.approx(0.5, abs=1e-6)
+    assert fades.path is not None
+    assert torch.equal(fades.path.frames[0], x[0])
+    assert fades.figures["completeness_gap"] < 1e-2
+    for answer in (keeps, fades):
+        assert float(answer.delta[0, 12, 12]) == 0
+
+
+def test_a_fade_of_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="fade"):
+        ExplainConfig(fade=0.0)
+
+
 @pytest.mark.parametrize("field", ["masks", "boosts"])
 def test_an_empty_list_of_attempts_is_refused(field: str) -> None:
     with pytest.raises(InputError, match=field):

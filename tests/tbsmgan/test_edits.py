@@ -345,12 +345,12 @@ def test_an_edited_real_image_keeps_what_the_generator_cannot_show(gan: StyleGAN
 
 
 def test_what_the_generator_misses_fades_where_the_edit_changes_much() -> None:
-    before, residual = torch.zeros(1, 1, 16, 16), torch.full((1, 1, 16, 16), 0.1)
+    before, residual = torch.zeros(1, 1, 64, 64), torch.full((1, 1, 64, 64), 0.1)
     after = before.clone()
-    after[..., :8] = 0.5
+    after[..., :32] = 0.5
     real, edited = restored(before, after, residual)
     assert torch.equal(real, residual)
-    assert torch.equal(edited[..., :6], after[..., :6])  # its own texture is gone
-    assert torch.equal(edited[..., 10:], real[..., 10:])  # untouched
-    assert (edited[..., 10:] == 0.1).all()
-    assert (edited[..., 9:10] - after[..., 9:10] < 0.1).all()  # fades in between
+    assert torch.equal(edited[..., :30], after[..., :30])  # its own texture is gone
+    assert torch.equal(edited[..., 34:], real[..., 34:])  # untouched
+    assert (edited[..., 34:] == 0.1).all()
+    assert (edited[..., 33:34] - after[..., 33:34] < 0.1).all()  # fades in between

@@ -19,6 +19,7 @@ from counterscan.medxgan.attribution import path_integrated_gradients, straight_
 from counterscan.medxgan.inversion import RefineConfig, refine
 from counterscan.medxgan.model import Code, MedXGANNetworks
 from counterscan.metrics.validity import psnr
+from counterscan.texture import kept_texture
 
 if TYPE_CHECKING:
     from counterscan.data.intensity import IntensityRecipe
@@ -35,6 +36,8 @@ class ExplainConfig:
         frames: of the way from image to counterpart, both included.
         transfer: take only the difference from the generator and keep the image's own texture elsewhere; else the
             answer is the generator's image.
+        fade: mean |change| around a pixel from which the image's own texture, which the generator misses, gives way to
+            the generator's: there it is the lesion's. None keeps all of it.
         masks: thresholds of ``transfer_mask`` that are tried in turn, tight ones first, until the classifier is sure.
         boosts: factors on the difference that are then tried with the last mask. Where nothing suffices, the attempt
             that comes nearest is the answer.
@@ -48,6 +51,7 @@ class ExplainConfig:
     refine: RefineConfig = field(default_factory=RefineConfig)
     frames: int = 11
     transfer: bool = True
+    fade: float | None = None
     masks: tuple[float, ...] = (0.35, 0.2, 0.1)
     boosts: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
     sure: float = 0.3
@@ -62,6 +66,8 @@ class ExplainConfig:
                 raise InputError("must name at least one", field=name)
         if not 0 < self.sure <= CALLED:
             raise InputError(f"{self.sure} must be above 0 and at most {CALLED}", field="sure")
+        if self.fade is not None and not self.fade > 0:
+            raise InputError(f"{self.fade} must be above 0", field="fade")
         if self.frames < 2:
             raise InputError("must be at least 2: the image and its counterpart", field="frames")
         if self.evidence not in EVIDENCE:
@@ -291,7 +297,8 @@ class MedXGAN:
         for donor in donors.to(x.device):
             end = code.with_block(donor.expand(len(x), *donor.shape), columns)
             image = self.networks.generate(end).float()
-            moved = (x + transfer_mask(image - again) * (image - again)).clamp(-1, 1) if self.config.transfer else image
+            mask = transfer_mask(image - again) if self.config.transfer else torch.ones_like(x)
+            moved = self._carried(x, again, image - again, mask)
             p = self._probabilities(moved)[:, column]
             # A donor that does not change the call costs more than any that does, less so the nearer it comes.
             cost = (moved - x).abs().mean(dim=(1, 2, 3)) + torch.where(p >= CALLED, 0.0, 10 + CALLED - p)
@@ -312,11 +319,10 @@ class MedXGAN:
         if config.transfer:
             masks = [inside * transfer_mask(difference, threshold=threshold) for threshold in config.masks]
         attempts = [(mask, config.boosts[0]) for mask in masks] + [(masks[-1], b) for b in config.boosts[1:]]
-        base = x if config.transfer else again
         chosen, boost = masks[-1], torch.ones(len(x), device=x.device)
         least = torch.full_like(boost, float("inf"))  # probability of what is not wanted, so far
         for mask, factor in attempts:
-            image = (base + factor * query.strength * mask * difference).clamp(-1, 1)
+            image = self._carried(x, again, factor * query.strength * difference, mask)
             p = self._probabilities(image)[:, column]
             left = p if removing else 1 - p
             better = (least > config.sure) & (left < least)
@@ -328,12 +334,19 @@ class MedXGAN:
 
     def _path(self, x: Tensor, again: Tensor, goal: _Goal, mask: Tensor, boost: Tensor) -> Tensor:
         """(K, N, 1, H, W) from image (or reconstruction) to counterpart."""
-        base, factor = (x if self.config.transfer else again), boost.view(-1, 1, 1, 1)
-        frames = []
-        for strength in torch.linspace(0, 1, self.config.frames).tolist():
-            change = goal.at(strength) - again if 0 < strength < 1 else (goal.image - again) * (strength == 1)
-            frames.append((base + factor * mask * change).clamp(-1, 1) if strength else base)
+        frames = [x if self.config.transfer else again]
+        for strength in torch.linspace(0, 1, self.config.frames).tolist()[1:]:
+            image = goal.image if strength == 1 else goal.at(strength)
+            frames.append(self._carried(x, again, boost.view(-1, 1, 1, 1) * (image - again), mask))
         return torch.stack(frames)
+
+    def _carried(self, x: Tensor, again: Tensor, change: Tensor, mask: Tensor) -> Tensor:
+        """The generator's change, within the mask, made to the image itself; without transfer to its reconstruction."""
+        if not self.config.transfer:
+            return (again + mask * change).clamp(-1, 1)
+        if self.config.fade is not None:
+            change = change - (1 - kept_texture(change, self.config.fade)) * (x - again)
+        return (x + mask * change).clamp(-1, 1)
 
     def _verdict(self, figures: dict[str, float], p0: float, p1: float, query: Query) -> str:
         limits = self.limits.get(query.finding, Limits())

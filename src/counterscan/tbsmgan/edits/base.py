@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from counterscan.errors import InputError
 from counterscan.tbsmgan.edits.prompt import Prompt, TextDirections, TextImage
 from counterscan.tbsmgan.generator import PSI, StyleGAN
+from counterscan.texture import kept_texture
 from counterscan.training.checkpoint import weights_digest
 
 _BATCH = 64
@@ -303,8 +304,7 @@ def restored(before: Tensor, after: Tensor, residual: Tensor) -> tuple[Tensor, T
     Returns:
         The real images, and their edits, in [-1, 1].
     """
-    change = F.avg_pool2d((after - before).abs(), 5, stride=1, padding=2, count_include_pad=False)
-    kept = 1 - (change / _REPLACED).clamp(max=1)
+    kept = kept_texture(after - before, _REPLACED)
     return (before + residual).clamp(-1, 1), (after + kept * residual).clamp(-1, 1)
 
 
