@@ -136,7 +136,7 @@ def one_run(options: Options, run: int) -> tuple[int, dict[str, float]]:
         partial(fit, store, classifier, folder / "medxgan", explainer_config(options.steps, run)),
     )
     explainer = MedXGAN.from_pretrained(folder / "medxgan" / "model")
-    explainer.config = replace(explainer.config, masks=options.masks)
+    explainer.config = replace(ExplainConfig(), masks=options.masks)  # as the package explains now
     published = None
     if options.published:
         took["published steps"] = train_published(options, store, folder, run, took["medXGAN+"])

@@ -5,12 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from counterscan.medxgan import Code, ExplainConfig, MedXGAN, MedXGANNetworks, NetworkConfig, RefineConfig
+from counterscan.medxgan import (
+    Code,
+    ExplainConfig,
+    MedXGAN,
+    MedXGANNetworks,
+    NetworkConfig,
+    PersuadeConfig,
+    RefineConfig,
+)
 from tests.medxgan.ladders import Blobs
 from tests.taggan.blobs import FINDINGS
 
 SMALL = NetworkConfig(base=4, halvings=1, anatomy=3, pathology=2, critic_base=4, critic_stages=2)
-QUICK = ExplainConfig(refine=RefineConfig(steps=2), frames=5, evidence="difference", smoothing=0.0, reach=0.0)
+QUICK = ExplainConfig(
+    refine=RefineConfig(steps=2),
+    persuade=PersuadeConfig(steps=0),
+    frames=5,
+    evidence="difference",
+    smoothing=0.0,
+    reach=0.0,
+)
 SIZE = 16
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from counterscan.counterpart import Query, StudyBatch
 from counterscan.errors import InputError
-from counterscan.medxgan import ExplainConfig, Limits, MedXGAN, RefineConfig
+from counterscan.medxgan import ExplainConfig, Limits, MedXGAN, PersuadeConfig, RefineConfig
 from tests.medxgan.grids import QUICK, SIZE, Split, explainer, images, networks
 from tests.medxgan.ladders import Blobs
 from tests.taggan.blobs import FINDINGS
@@ -28,6 +28,13 @@ class Peak(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (self.offset + (x - 0.2).clamp_min(0).sum(dim=(1, 2, 3)))[:, None]
+
+
+class Half(Split):
+    """Shows half of the spot, so that taking it away leaves the other half in the image."""
+
+    def generate(self, code):  # type: ignore[no-untyped-def]
+        return code.z1 + 0.5 * code.z2[:, 0]
 
 
 def spotted() -> Tensor:
@@ -66,15 +73,11 @@ def test_weaker_differences_stay_when_the_strong_ones_convince(weaker: float, st
 
 
 def test_what_the_generator_missed_of_the_lesion_goes_with_it() -> None:
-    class Faint(Split):
-        def generate(self, code):  # type: ignore[no-untyped-def]
-            return code.z1 + 0.5 * code.z2[:, 0]
-
     x = spotted()[:1]
     x[0, 0, 12, 12] = 0.21  # no lesion, and no generator shows it
     config = replace(EXACT, boosts=(1.0,))
     keeps, fades = (
-        MedXGAN(Faint(), Peak(), config=replace(config, fade=fade), size=SIZE).explain(x, FINDING)[0]
+        MedXGAN(Half(), Peak(), config=replace(config, fade=fade), size=SIZE).explain(x, FINDING)[0]
         for fade in (None, 0.05)
     )
     assert float(keeps.delta[0, 5, 5]) == pytest.approx(0.25)
@@ -84,6 +87,40 @@ def test_what_the_generator_missed_of_the_lesion_goes_with_it() -> None:
     assert fades.figures["completeness_gap"] < 1e-2
     for answer in (keeps, fades):
         assert float(answer.delta[0, 12, 12]) == 0
+
+
+def test_what_does_not_convince_is_moved_on_within_its_own_differences() -> None:
+    # The spot's other half stays and is called positive: logit 1.25.
+    config = replace(EXACT, boosts=(1.0,))
+    x = spotted()
+    left = MedXGAN(Half(), Peak(), config=config, size=SIZE).explain(x, FINDING)
+    assert left[0].verdict.startswith("not flipped")
+    moved = MedXGAN(Half(), Peak(), config=replace(config, persuade=PersuadeConfig()), size=SIZE).explain(x, FINDING)
+    assert moved[0].verdict == "ok"
+    assert moved[0].score_after <= config.sure
+    assert moved[0].figures["boost"] == 1
+    beside = torch.ones(1, SIZE, SIZE, dtype=torch.bool)
+    beside[:, 2:9, 2:9] = False  # the spot, the mask's reach and its soft border
+    assert not moved[0].delta[beside].any()
+    assert moved[0].path is not None
+    assert torch.equal(moved[0].path.frames[0], x[0])
+    assert torch.equal(moved[0].path.frames[-1], moved[0].counterpart)
+    # Who is convinced already is left alone.
+    assert torch.equal(moved[1].counterpart, left[1].counterpart)  # type: ignore[arg-type]
+
+
+def test_bringing_in_is_persuaded_the_other_way() -> None:
+    faint = torch.zeros(4, 1, 1, SIZE, SIZE)
+    faint[:, :, :, 4:7, 4:7] = 0.4  # as the generator shows it: 0.2, a logit of -1
+    system = MedXGAN(Half(), Peak(), config=replace(EXACT, boosts=(1.0,)), donors={FINDING: faint[:, 0]}, size=SIZE)
+    healthy = spotted()[1:]
+    (stays,) = system.explain(healthy, FINDING, "add")
+    assert stays.figures["flipped"] == 0
+    system.config = replace(system.config, persuade=PersuadeConfig())
+    (added,) = system.explain(healthy, FINDING, "add")
+    assert added.score_after > stays.score_after
+    assert added.counterpart is not None
+    assert float(added.counterpart[0, 5, 5]) > 0.2
 
 
 def test_a_fade_of_nothing_is_refused() -> None:
@@ -133,10 +170,6 @@ def test_outside_of_the_transfer_the_image_stays_bit_for_bit() -> None:
 
 
 def test_the_change_is_raised_until_the_call_changes() -> None:
-    class Half(Split):
-        def generate(self, code):  # type: ignore[no-untyped-def]
-            return code.z1 + 0.5 * code.z2[:, 0]
-
     system = MedXGAN(Half(), Peak(), config=EXACT, size=SIZE)
     spot, _ = system.explain(spotted(), FINDING)
     assert spot.figures["boost"] == 2.0  # half the spot at strength 1: logit 1.25; at 1.5: 0.125; at 2: -1

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterscan.medxgan import RefineConfig, latent_optimisation, refine
+from counterscan.medxgan import Code, PersuadeConfig, RefineConfig, latent_optimisation, persuade, refine
 from counterscan.metrics.validity import psnr
 from tests.medxgan.grids import images, networks
 from tests.medxgan.ladders import Mean
@@ -68,3 +68,45 @@ def test_psnr_by_hand() -> None:
     again[1] += 0.2  # squared error .04 of a range of 2: 10 log10(4 / .04) = 20 dB
     assert psnr(x, again)[1].item() == pytest.approx(20.0)
     assert psnr(x, again)[0] > 100
+
+
+def persuaded(x: Tensor, **changes: float) -> tuple[Code, Code]:
+    """Ends of images before and after; the margin is the mean of the image."""
+    net = networks()
+    end = net.encode(x).scaled(0.0, 0).detach()
+    config = PersuadeConfig(**{"steps": 30, "stay": 0.0, **changes})  # type: ignore[arg-type]
+    return end, persuade(end, net.generate, lambda image: image, lambda image: classifier(image)[:, 0], config)
+
+
+def test_persuasion_lowers_the_margin_by_the_anatomy_alone() -> None:
+    x, net = images(), networks()
+    end, moved = persuaded(x)
+    with torch.no_grad():
+        before, after = (classifier(net.generate(code))[:, 0] for code in (end, moved))
+    assert (after < before - 0.1).all()
+    assert torch.equal(moved.z2, end.z2)
+    assert not moved.z1.requires_grad
+
+
+def test_persuasion_stays_near_when_asked_to() -> None:
+    x, net = images(), networks()
+    end, free = persuaded(x)
+    _, held = persuaded(x, stay=100.0)
+    with torch.no_grad():
+        start = net.generate(end)
+        far, near = ((net.generate(code) - start).abs().mean() for code in (free, held))
+    assert near < 0.5 * far
+
+
+def test_persuasion_is_repeatable_and_each_image_is_moved_by_itself() -> None:
+    x = images()
+    _, together = persuaded(x)
+    _, again = persuaded(x)
+    _, alone = persuaded(x[1:2])
+    assert torch.equal(together.z1, again.z1)
+    torch.testing.assert_close(together.z1[1:2], alone.z1, atol=1e-4, rtol=1e-3)
+
+
+def test_no_steps_of_persuasion_keep_the_code() -> None:
+    end, kept = persuaded(images(), steps=0)
+    assert torch.equal(kept.z1, end.z1)

@@ -8,7 +8,7 @@ from counterscan.medxgan.attribution import (
     transfer_mask,
 )
 from counterscan.medxgan.explainer import ExplainConfig, Limits, MedXGAN
-from counterscan.medxgan.inversion import RefineConfig, latent_optimisation, refine
+from counterscan.medxgan.inversion import PersuadeConfig, RefineConfig, latent_optimisation, persuade, refine
 from counterscan.medxgan.model import Code, MedXGANNetworks, NetworkConfig
 from counterscan.medxgan.objective import MedXGANTask, ObjectiveConfig
 from counterscan.medxgan.training import MedXGANConfig, fit, from_run
@@ -23,6 +23,7 @@ __all__ = [
     "MedXGANTask",
     "NetworkConfig",
     "ObjectiveConfig",
+    "PersuadeConfig",
     "RefineConfig",
     "displacement_integrated_gradients",
     "fit",
@@ -30,6 +31,7 @@ __all__ = [
     "gradients_of",
     "latent_optimisation",
     "path_integrated_gradients",
+    "persuade",
     "refine",
     "straight_path",
     "transfer_mask",

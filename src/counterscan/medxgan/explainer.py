@@ -16,7 +16,7 @@ from counterscan.counterpart import CounterfactualPath, Counterpart, Direction, 
 from counterscan.errors import InputError
 from counterscan.inputs import checked_images
 from counterscan.medxgan.attribution import path_integrated_gradients, straight_path, transfer_mask
-from counterscan.medxgan.inversion import RefineConfig, refine
+from counterscan.medxgan.inversion import PersuadeConfig, RefineConfig, persuade, refine
 from counterscan.medxgan.model import Code, MedXGANNetworks
 from counterscan.metrics.validity import psnr
 from counterscan.texture import kept_texture
@@ -33,6 +33,7 @@ class ExplainConfig:
 
     Attributes:
         refine: descent after E's one pass.
+        persuade: descent on counterparts of which the classifier is not ``sure``.
         frames: of the way from image to counterpart, both included.
         transfer: take only the difference from the generator and keep the image's own texture elsewhere; else the
             answer is the generator's image.
@@ -49,12 +50,13 @@ class ExplainConfig:
     """
 
     refine: RefineConfig = field(default_factory=RefineConfig)
+    persuade: PersuadeConfig = field(default_factory=PersuadeConfig)
     frames: int = 11
     transfer: bool = True
-    fade: float | None = None
-    masks: tuple[float, ...] = (0.35, 0.2, 0.1)
+    fade: float | None = 0.4
+    masks: tuple[float, ...] = (0.5, 0.35, 0.2, 0.1)
     boosts: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
-    sure: float = 0.3
+    sure: float = 0.1
     evidence: str = "lig"
     smoothing: float = 1 / 64
     reach: float = 0.055
@@ -218,7 +220,9 @@ class MedXGAN:
             before, reconstructed = self._logits(x)[:, column], self._logits(again)[:, column]
             goal = self._goal(code, again, x, query, column)
             valid = None if batch.valid is None else batch.valid.to(x.device)
-            mask, boost = self._smallest(x, again, goal.image, valid, query, column)
+        goal = self._persuaded(x, again, goal, valid, query, column)
+        with torch.no_grad():
+            mask, boost = self._smallest(x, again, goal, valid, query, column, self.config.boosts)
             path = self._path(x, again, goal, mask, boost * query.strength)  # (K, N, 1, H, W)
             logits = self._logits(path.flatten(0, 1)).view(len(path), len(x), -1)
         outputs, rise = logits.sigmoid(), logits[0, :, column] - logits[-1, :, column]
@@ -286,7 +290,7 @@ class MedXGAN:
         """Where the way leads: z2 = 0, or the donor that changes the call with the smallest change of the image."""
         if query.direction == "remove":
             end = code.scaled(0.0, column)
-            return _Goal(code, end, self.networks.generate(end).float(), self.networks)
+            return _Goal(code, end, self.networks.generate(end).float(), torch.ones_like(x), self.networks)
         donors = self.donors.get(query.finding)
         if donors is None or not len(donors):
             raise InputError(
@@ -306,19 +310,58 @@ class MedXGAN:
             least = torch.where(better, cost, least)
             best = torch.where(better.view(-1, 1, 1, 1), image, best)
             chosen = Code(code.z1, torch.where(better.view(-1, 1, 1, 1, 1), end.z2, chosen.z2))
-        return _Goal(code, chosen, best, self.networks)
+        return _Goal(code, chosen, best, torch.ones_like(x), self.networks)
+
+    def _persuaded(
+        self, x: Tensor, again: Tensor, goal: _Goal, valid: Tensor | None, query: Query, column: int
+    ) -> _Goal:
+        """The goal, moved on within its own differences where the classifier is not sure with any mask."""
+        config, sign = self.config.persuade, 1.0 if query.direction == "remove" else -1.0
+        if config.steps <= 0:
+            return goal
+        with torch.no_grad():
+            mask, _ = self._smallest(x, again, goal, valid, query, column, (1.0,))
+            p = self._probabilities(self._carried(x, again, goal.change(1.0, again), mask))[:, column]
+            rows = torch.nonzero((p if sign > 0 else 1 - p) > self.config.sure)[:, 0]
+        if not len(rows):
+            return goal
+        x, again = x[rows], again[rows]
+        within = transfer_mask(goal.image[rows] - again, threshold=config.within)
+        if valid is not None:
+            within = within * valid[rows].to(within.dtype)
+
+        def shown(image: Tensor) -> Tensor:
+            change = within * (image - again)
+            return self._carried(x, again, change, transfer_mask(change.detach(), threshold=self.config.masks[-1]))
+
+        moved = persuade(
+            goal.end.select(rows),
+            self.networks.generate,
+            shown,
+            lambda images: sign * self._logits(images)[:, column],
+            config,
+        )
+        with torch.no_grad():
+            return goal.replaced(rows, moved, self.networks.generate(moved).float(), within)
 
     def _smallest(
-        self, x: Tensor, again: Tensor, goal: Tensor, valid: Tensor | None, query: Query, column: int
+        self,
+        x: Tensor,
+        again: Tensor,
+        goal: _Goal,
+        valid: Tensor | None,
+        query: Query,
+        column: int,
+        boosts: Sequence[float],
     ) -> tuple[Tensor, Tensor]:
         """The tightest mask (N, 1, H, W), then the smallest factor (N,), with which the classifier is sure; where none
         suffices, those that come nearest."""
-        removing, config, difference = query.direction == "remove", self.config, goal - again
+        removing, config, difference = query.direction == "remove", self.config, goal.change(1.0, again)
         inside = torch.ones_like(x) if valid is None else valid.to(x.dtype)
         masks = [inside]
         if config.transfer:
             masks = [inside * transfer_mask(difference, threshold=threshold) for threshold in config.masks]
-        attempts = [(mask, config.boosts[0]) for mask in masks] + [(masks[-1], b) for b in config.boosts[1:]]
+        attempts = [(mask, boosts[0]) for mask in masks] + [(masks[-1], b) for b in boosts[1:]]
         chosen, boost = masks[-1], torch.ones(len(x), device=x.device)
         least = torch.full_like(boost, float("inf"))  # probability of what is not wanted, so far
         for mask, factor in attempts:
@@ -336,8 +379,7 @@ class MedXGAN:
         """(K, N, 1, H, W) from image (or reconstruction) to counterpart."""
         frames = [x if self.config.transfer else again]
         for strength in torch.linspace(0, 1, self.config.frames).tolist()[1:]:
-            image = goal.image if strength == 1 else goal.at(strength)
-            frames.append(self._carried(x, again, boost.view(-1, 1, 1, 1) * (image - again), mask))
+            frames.append(self._carried(x, again, boost.view(-1, 1, 1, 1) * goal.change(strength, again), mask))
         return torch.stack(frames)
 
     def _carried(self, x: Tensor, again: Tensor, change: Tensor, mask: Tensor) -> Tensor:
@@ -393,17 +435,29 @@ class MedXGAN:
 
 @dataclass(frozen=True)
 class _Goal:
-    """Two codes and the generator's image of the second."""
+    """Two codes, the generator's image of the second, and where (N, 1, H, W) it may differ."""
 
     start: Code
     end: Code
     image: Tensor
+    within: Tensor
     networks: MedXGANNetworks
 
-    def at(self, strength: float) -> Tensor:
-        """The generator's image at a share of the way."""
-        z2 = self.start.z2 + strength * (self.end.z2 - self.start.z2)
-        return self.networks.generate(Code(self.start.z1, z2)).float()
+    def change(self, strength: float, again: Tensor) -> Tensor:
+        """What the generator changes in a share of the way, from its image ``again`` of the first code."""
+        if strength == 1:
+            return self.within * (self.image - again)
+        z1, z2 = (a + strength * (b - a) for a, b in ((self.start.z1, self.end.z1), (self.start.z2, self.end.z2)))
+        return self.within * (self.networks.generate(Code(z1, z2)).float() - again)
+
+    def replaced(self, rows: Tensor, end: Code, image: Tensor, within: Tensor) -> _Goal:
+        """With other ends of some rows."""
+
+        def put(old: Tensor, new: Tensor) -> Tensor:
+            return old.index_copy(0, rows, new.to(old.dtype))
+
+        ends = Code(put(self.end.z1, end.z1), put(self.end.z2, end.z2))
+        return _Goal(self.start, ends, put(self.image, image), put(self.within, within), self.networks)
 
 
 def donors_of(codes: Sequence[Code], column: int, count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""From an image to its code: one pass of E, then a few steps of descent on the code, several images at a time."""
+"""Descent on codes, several images at a time: to an image's own code, and on to one that convinces the classifier."""
 
 from __future__ import annotations
 
@@ -69,6 +69,71 @@ def refine(
             loss.sum().backward(inputs=[z1, z2])
             adam.step()
             schedule.step()
+    return Code(z1, z2).detach()
+
+
+@dataclass(frozen=True)
+class PersuadeConfig:
+    """Descent on the anatomy of a counterpart that the classifier does not believe yet.
+
+    Attributes:
+        steps: of Adam; 0 leaves the code.
+        rate: its learning rate.
+        stay: weight of the image staying where it was.
+        noise, move: of what the classifier is shown, as in training; see ``medxgan.objective``.
+        within: threshold of ``transfer_mask`` on the first difference; nothing is changed elsewhere.
+    """
+
+    steps: int = 40
+    rate: float = 0.01
+    stay: float = 10.0
+    noise: float = 0.05
+    move: float = 0.03
+    within: float = 0.2
+
+
+def persuade(
+    end: Code,
+    generate: Generate,
+    shown: Callable[[Tensor], Tensor],
+    margin: Callable[[Tensor], Tensor],
+    config: PersuadeConfig,
+) -> Code:
+    """Move z1 until the classifier sees less of what is not wanted; z2 stays.
+
+    The generator's counterpart is the best that one code of z2 can do; where the classifier still objects, what it
+    objects to is looked for in the anatomy. Minimises ``softplus(margin) + stay * mean |G - G at the start|`` for every
+    image, the margin of a noisy, slightly moved image, so that no texture only this classifier reacts to will do. Noise
+    and moves are the same for all images of a batch and in every call.
+
+    Args:
+        end: codes of counterparts.
+        generate: code to images.
+        shown: those images to what the classifier is to judge, differentiably.
+        margin: images to (N,), positive where the classifier objects.
+        config: see ``PersuadeConfig``.
+
+    Returns:
+        The codes, detached.
+    """
+    if config.steps <= 0 or not len(end):
+        return end.detach()
+    z1, z2 = end.z1.detach().float().clone().requires_grad_(), end.z2.detach().float()
+    adam = torch.optim.Adam([z1], lr=config.rate, betas=(0.9, 0.99))
+    dice = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        start = generate(Code(z1, z2)).float()
+    reach = round(config.move * start.shape[-1])
+    with torch.enable_grad():
+        for _ in range(config.steps):
+            image = generate(Code(z1, z2)).float()
+            down, right = torch.randint(-reach, reach + 1, (2,), generator=dice).tolist()
+            noise = torch.randn(start.shape[1:], generator=dice).to(start)
+            judged = torch.roll(shown(image), (down, right), dims=(-2, -1)) + config.noise * noise
+            loss = F.softplus(margin(judged)) + config.stay * (image - start).abs().flatten(1).mean(dim=1)
+            adam.zero_grad(set_to_none=True)
+            loss.sum().backward(inputs=[z1])
+            adam.step()
     return Code(z1, z2).detach()
 
 

@@ -16,7 +16,7 @@ from counterscan.data.intensity import IntensityRecipe
 from counterscan.errors import InputError
 from counterscan.files import read_json, sha256_file, write_json, write_text
 from counterscan.medxgan.explainer import ExplainConfig, Limits, MedXGAN
-from counterscan.medxgan.inversion import RefineConfig
+from counterscan.medxgan.inversion import PersuadeConfig, RefineConfig
 from counterscan.medxgan.model import MedXGANNetworks, NetworkConfig
 from counterscan.nets.cnn import Classifier
 from counterscan.pretrained import model_folder, reading, write_tensors
@@ -75,7 +75,10 @@ def load(folder: Path, classifier: nn.Module | None, device: str = "cpu") -> Med
         donors = {findings[int(n.removeprefix(_DONOR))]: t for n, t in tensors.items() if n.startswith(_DONOR)}
         networks = MedXGANNetworks(NetworkConfig(**settings["networks"]), len(findings))
         networks.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(_DONOR)})
-        config = ExplainConfig(**{**settings["explain"], "refine": RefineConfig(**settings["explain"]["refine"])})
+        told = dict(settings["explain"])
+        told["refine"] = RefineConfig(**told["refine"])
+        told["persuade"] = PersuadeConfig(**told.get("persuade", {}))
+        config = ExplainConfig(**told)
         limits = {finding: Limits(**limit) for finding, limit in settings["limits"].items()}
         recipe = IntensityRecipe.from_dict(settings["recipe"]) if settings["recipe"] is not None else None
     if classifier is None:
