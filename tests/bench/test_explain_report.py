@@ -21,7 +21,7 @@ from counterscan.classify import AdaptedClassifier
 from counterscan.counterpart import Query
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
-from counterscan.medxgan import ExplainConfig, MedXGAN, RefineConfig
+from counterscan.medxgan import ExplainConfig, MedXGAN, PersuadeConfig, RefineConfig
 from counterscan.medxgan.published import PublishedMedXGAN
 from counterscan.medxgan.published_training import LadderGenerator
 from counterscan.metrics.stability import randomised
@@ -32,7 +32,16 @@ from tests.medxgan.grids import networks
 from tests.taggan.blobs import FINDINGS, BlobClassifier, blob_store
 
 FINDING = FINDINGS[0]
-CONFIG = ExplainConfig(refine=RefineConfig(steps=1), frames=4, smoothing=0.05, reach=0.1)
+CONFIG = ExplainConfig(
+    refine=RefineConfig(steps=1),
+    persuade=PersuadeConfig(steps=0),
+    frames=4,
+    fade=None,
+    masks=(0.35, 0.2, 0.1),
+    sure=0.3,
+    smoothing=0.05,
+    reach=0.1,
+)
 RIVALS = (
     *("Grad-CAM", "LayerCAM", "IG, black", "IG, blur", "IG, counterpart", "SmoothGrad", "GradientSHAP"),
     *("Occlusion", "RISE", "Wachter", "Latent Shift"),

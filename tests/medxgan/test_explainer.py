@@ -95,7 +95,9 @@ def test_what_does_not_convince_is_moved_on_within_its_own_differences() -> None
     x = spotted()
     left = MedXGAN(Half(), Peak(), config=config, size=SIZE).explain(x, FINDING)
     assert left[0].verdict.startswith("not flipped")
-    moved = MedXGAN(Half(), Peak(), config=replace(config, persuade=PersuadeConfig()), size=SIZE).explain(x, FINDING)
+    moved = MedXGAN(Half(), Peak(), config=replace(config, persuade=PersuadeConfig(rate=0.03)), size=SIZE).explain(
+        x, FINDING
+    )
     assert moved[0].verdict == "ok"
     assert moved[0].score_after <= config.sure
     assert moved[0].figures["boost"] == 1
@@ -116,7 +118,7 @@ def test_bringing_in_is_persuaded_the_other_way() -> None:
     healthy = spotted()[1:]
     (stays,) = system.explain(healthy, FINDING, "add")
     assert stays.figures["flipped"] == 0
-    system.config = replace(system.config, persuade=PersuadeConfig())
+    system.config = replace(system.config, persuade=PersuadeConfig(rate=0.03))
     (added,) = system.explain(healthy, FINDING, "add")
     assert added.score_after > stays.score_after
     assert added.counterpart is not None

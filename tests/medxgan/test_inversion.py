@@ -74,7 +74,7 @@ def persuaded(x: Tensor, **changes: float) -> tuple[Code, Code]:
     """Ends of images before and after; the margin is the mean of the image."""
     net = networks()
     end = net.encode(x).scaled(0.0, 0).detach()
-    config = PersuadeConfig(**{"steps": 30, "stay": 0.0, **changes})  # type: ignore[arg-type]
+    config = PersuadeConfig(**{"rate": 0.03, "stay": 0.0, **changes})  # type: ignore[arg-type]
     return end, persuade(end, net.generate, lambda image: image, lambda image: classifier(image)[:, 0], config)
 
 
