@@ -7,9 +7,9 @@
 `phantom`: chest films with a long tail of findings, the rarest in 2 % of them; 3,000 to train on, 4,000 to test on. The
 profile quick takes about an hour of CPU time, half of that on two cores. `--perfect` adds the arm "given": edits as no
 generator can make them, training bodies rendered anew with one finding more or less; what they gain is the most that
-edits of these bodies can. `nih`: labels, and short reports made of its
-lists of findings; small, so that only large effects show. `covid`: images with clinical notes, from different hospitals
-for the two classes; shows that everything runs, and no more. The same command goes on with an interrupted study.
+edits of these bodies can. `nih`: labels, and short reports made of its lists of findings; small, so that only large
+effects show. `covid`: images with clinical notes, from different hospitals for the two classes; shows that everything
+runs, and no more. The same command goes on with an interrupted study.
 Written: `study.yaml` (the protocol, frozen first), `report.html`, `tables.md`, `study.json`, `times.json`.
 """
 

@@ -246,8 +246,7 @@ def _duplicate(study: Study, content: Content, view: str, number: int) -> Made:
             edited += [k] * int(count)
             signs += [sign] * int(count)
     chosen = np.concatenate(rows)
-    images = np.concatenate([_pixels(train.images(chosen[k : k + 256])) for k in range(0, len(chosen), 256)])
-    return Made(images, labels[chosen].astype(np.float32), np.array(edited), np.array(signs), {})
+    return Made(_pixels_of(train, chosen), labels[chosen].astype(np.float32), np.array(edited), np.array(signs), {})
 
 
 def _plain(study: Study, content: Content, view: str, number: int) -> Made:
@@ -323,21 +322,25 @@ def _moved(study: Study, content: Content, view: str, number: int) -> Made:
     return Made(joined, found, np.array(edited), np.ones(len(edited), dtype=int), about)
 
 
-def check_given(study: Study) -> None:
-    """Images made elsewhere fit the study.
+def given_images(study: Study) -> PreparedStore:
+    """The images made elsewhere, which fit the study.
 
     Raises:
         InputError: there are none, they are of another size or lack a finding, or one of them is of a patient of the
             validation or test images.
     """
-    given, remedy = study.given, "Give a table of synthetic images with these columns"
+    given = study.given
     if given is None:
         raise InputError("no images are given", field="arm 'given'", remedy="Name them: --images table.csv")
     if given.size != study.store.size:
         raise InputError(f"they are of {given.size} px, the study's of {study.store.size}", field="given")
     for name in study.findings:
         if name not in given.findings:
-            raise InputError("the given images have no such label", field=f"finding {name!r}", remedy=remedy)
+            raise InputError(
+                "the given images have no such label",
+                field=f"finding {name!r}",
+                remedy="Give a table of synthetic images with these columns",
+            )
     held = set(study.held_patients()) & set(given.patients.tolist())
     if held:
         raise InputError(
@@ -345,13 +348,12 @@ def check_given(study: Study) -> None:
             field="given",
             remedy="Make them from patients of the split train alone",
         )
+    return given
 
 
 def _given(study: Study, content: Content, view: str, number: int) -> Made:
     """Soft labels of `augment synthesize` count as those of edits here do."""
-    check_given(study)
-    given = study.given
-    assert given is not None
+    given = given_images(study)
     columns = [given.findings.index(name) for name in study.findings]
     targets = given.table.targets("ignore", study.config.blank)[:, columns].astype(np.float32)
     if study.config.soft:
@@ -359,11 +361,8 @@ def _given(study: Study, content: Content, view: str, number: int) -> Made:
             if f"{SOFT_PREFIX}{name}" in given.table.frame:
                 soft = pd.to_numeric(given.table.frame[f"{SOFT_PREFIX}{name}"], errors="coerce").to_numpy(np.float32)
                 targets[:, k] = np.where(np.isnan(soft), targets[:, k], soft)
-    images = np.concatenate(
-        [_pixels(given.images(np.arange(len(given))[k : k + 256])) for k in range(0, len(given), 256)]
-    )
     unknown = np.zeros(len(given), dtype=int)
-    return Made(images, targets, unknown, unknown, {})
+    return Made(_pixels_of(given, np.arange(len(given))), targets, unknown, unknown, {})
 
 
 def _nothing(study: Study, about: Mapping[str, Any]) -> Made:
@@ -380,6 +379,11 @@ def _pixels(images: Tensor) -> np.ndarray:
     """(N, 1, S, S) in [-1, 1] to (N, S, S) uint8, as stores hold them."""
     blank = np.zeros((0, *images.shape[-2:]), np.uint8)
     return np.stack([quantised(image, 8) for image in images]) if len(images) else blank
+
+
+def _pixels_of(store: PreparedStore, rows: np.ndarray) -> np.ndarray:
+    """The same of rows of a store, in parts of bounded memory."""
+    return np.concatenate([_pixels(store.images(rows[k : k + 256])) for k in range(0, len(rows), 256)])
 
 
 def _tensor(images: np.ndarray) -> Tensor:

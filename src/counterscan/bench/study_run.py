@@ -121,7 +121,7 @@ def run_study(
     runner = _Runner(study, workers, say)
     _check_text(study, arms)
     if any(arm.content == "given" for arm in arms):
-        study_content.check_given(study)
+        study_content.given_images(study)  # what does not fit shows before anything is spent
     if generator is not None:
         load_generator(study, 0)  # a leak shows before anything is spent
     for stage in _stages(study, arms):

@@ -7,7 +7,8 @@ from counterscan.medxgan.attribution import (
     straight_path,
     transfer_mask,
 )
-from counterscan.medxgan.explainer import ExplainConfig, Limits, MedXGAN
+from counterscan.medxgan.explain_config import ExplainConfig
+from counterscan.medxgan.explainer import Limits, MedXGAN
 from counterscan.medxgan.inversion import PersuadeConfig, RefineConfig, latent_optimisation, persuade, refine
 from counterscan.medxgan.model import Code, MedXGANNetworks, NetworkConfig
 from counterscan.medxgan.objective import MedXGANTask, ObjectiveConfig

@@ -15,7 +15,8 @@ from counterscan.classify import save_pretrained as save_classifier
 from counterscan.data.intensity import IntensityRecipe
 from counterscan.errors import InputError
 from counterscan.files import read_json, sha256_file, write_json, write_text
-from counterscan.medxgan.explainer import ExplainConfig, Limits, MedXGAN
+from counterscan.medxgan.explain_config import ExplainConfig
+from counterscan.medxgan.explainer import Limits, MedXGAN
 from counterscan.medxgan.inversion import PersuadeConfig, RefineConfig
 from counterscan.medxgan.model import MedXGANNetworks, NetworkConfig
 from counterscan.nets.cnn import Classifier

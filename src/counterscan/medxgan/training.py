@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from counterscan.care import evaluating
 from counterscan.classify.task import LabelledRows, predict_logits
 from counterscan.errors import InputError
-from counterscan.medxgan.explainer import ExplainConfig, Limits, MedXGAN, donors_of
+from counterscan.medxgan.explain_config import ExplainConfig
+from counterscan.medxgan.explainer import Limits, MedXGAN, donors_of
 from counterscan.medxgan.inversion import RefineConfig
 from counterscan.medxgan.model import MedXGANNetworks, NetworkConfig
 from counterscan.medxgan.objective import MedXGANTask, ObjectiveConfig

@@ -1,0 +1,60 @@
+"""How medXGAN+ explains an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from counterscan.errors import InputError
+from counterscan.medxgan.inversion import PersuadeConfig, RefineConfig
+
+EVIDENCE = ("difference", "lig", "ig_negative")
+CALLED = 0.5  # the plain probability from which the classifier calls a finding present
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """How an image is explained.
+
+    Attributes:
+        refine: descent after E's one pass.
+        persuade: descent on counterparts of which the classifier is not ``sure``.
+        frames: of the way from image to counterpart, both included.
+        transfer: take only the difference from the generator and keep the image's own texture elsewhere; else the
+            answer is the generator's image.
+        fade: mean |change| around a pixel from which the image's own texture, which the generator misses, gives way to
+            the generator's: there it is the lesion's. None keeps all of it.
+        masks: thresholds of ``transfer_mask`` that are tried in turn, tight ones first, until the classifier is sure.
+        boosts: factors on the difference that are then tried with the last mask. Where nothing suffices, the attempt
+            that comes nearest is the answer.
+        sure: probability of the finding at which the classifier is sure that it is gone; 1 - sure that it is there.
+            One half would take the first change that tips the call, which other classifiers follow less often.
+        evidence: which map is the main one: "lig", which asks the classifier where the change mattered, "difference",
+            the change itself, or "ig_negative".
+        smoothing, reach: of the evidence; see ``counterscan.care.Care``, whose views are not used here.
+    """
+
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    persuade: PersuadeConfig = field(default_factory=PersuadeConfig)
+    frames: int = 11
+    transfer: bool = True
+    fade: float | None = 0.4
+    masks: tuple[float, ...] = (0.5, 0.35, 0.2, 0.1)
+    boosts: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
+    sure: float = 0.1
+    evidence: str = "lig"
+    smoothing: float = 1 / 64
+    reach: float = 0.055
+
+    def __post_init__(self) -> None:
+        for name in ("masks", "boosts"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if not getattr(self, name):
+                raise InputError("must name at least one", field=name)
+        if not 0 < self.sure <= CALLED:
+            raise InputError(f"{self.sure} must be above 0 and at most {CALLED}", field="sure")
+        if self.fade is not None and not self.fade > 0:
+            raise InputError(f"{self.fade} must be above 0", field="fade")
+        if self.frames < 2:
+            raise InputError("must be at least 2: the image and its counterpart", field="frames")
+        if self.evidence not in EVIDENCE:
+            raise InputError(f"{self.evidence!r} must be one of {', '.join(EVIDENCE)}", field="evidence")

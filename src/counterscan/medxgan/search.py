@@ -1,0 +1,182 @@
+"""From an image and its code to the way that leads to a counterpart which convinces the classifier, changing little.
+
+y = G(z1, 0), or with the z2 of another image       where the way leads
+x' = x + m (y - x^)                                 residual transfer, m as tight as convinces
+y moved on within m, then larger differences        where no m convinces
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from counterscan.counterpart import Query
+from counterscan.errors import InputError
+from counterscan.medxgan.attribution import transfer_mask
+from counterscan.medxgan.explain_config import CALLED, ExplainConfig
+from counterscan.medxgan.inversion import persuade
+from counterscan.medxgan.model import Code, MedXGANNetworks
+from counterscan.texture import kept_texture
+
+
+class CounterpartSearch:
+    """One question about a batch of images.
+
+    Args:
+        networks: trained E and G.
+        logits: the classifier, (N, 1, H, W) to (N, C).
+        config: how images are explained.
+        query: what is asked; its strength scales the change.
+        column: of the finding.
+        x: (N, 1, H, W) in [-1, 1].
+        again: their reconstructions.
+        valid: (N, 1, H, W), False on padding; None means that every pixel is image.
+    """
+
+    def __init__(
+        self,
+        networks: MedXGANNetworks,
+        logits: Callable[[Tensor], Tensor],
+        config: ExplainConfig,
+        query: Query,
+        column: int,
+        x: Tensor,
+        again: Tensor,
+        valid: Tensor | None = None,
+    ) -> None:
+        self.networks, self.config, self.query, self.column = networks, config, query, column
+        self.x, self.again = x, again
+        self.inside = torch.ones_like(x) if valid is None else valid.to(x.dtype)
+        sign = 1.0 if query.direction == "remove" else -1.0
+        self._margin = lambda images: sign * logits(images)[:, column]
+
+    @torch.no_grad()
+    def path(self, code: Code, donors: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The way from image (or reconstruction) to counterpart.
+
+        Args:
+            code: of the images.
+            donors: (B, pathology, h, w), see ``MedXGAN``.
+
+        Returns:
+            Frames (K, N, 1, H, W), and the factors (N,) on the generator's differences.
+
+        Raises:
+            InputError: a finding is to be brought in, and there are no donors.
+        """
+        goal = self._healed(code) if self.query.direction == "remove" else self._lent(code, donors)
+        mask, boost, objection = self._smallest(goal, self.config.boosts[:1])
+        unsure = torch.nonzero(objection > self.config.sure)[:, 0]
+        if len(unsure):
+            if self.config.persuade.steps > 0:
+                goal = self._persuaded(goal, unsure)
+            mask, boost, _ = self._smallest(goal, self.config.boosts)
+        factor = (boost * self.query.strength).view(-1, 1, 1, 1)
+        frames = [self.x if self.config.transfer else self.again]
+        for strength in torch.linspace(0, 1, self.config.frames).tolist()[1:]:
+            frames.append(self._carried(factor * self._change(goal, strength), mask))
+        return torch.stack(frames), boost
+
+    def _objection(self, images: Tensor) -> Tensor:
+        """(N,) probability of what is not wanted."""
+        return self._margin(images).sigmoid()
+
+    def _healed(self, code: Code) -> _Goal:
+        """z2 = 0."""
+        end = code.scaled(0.0, self.column)
+        return _Goal(code, end, self.networks.generate(end).float(), torch.ones_like(self.x))
+
+    def _lent(self, code: Code, donors: Tensor | None) -> _Goal:
+        """The donor that changes the call with the smallest change of the image."""
+        if donors is None or not len(donors):
+            raise InputError(
+                f"no donors of {self.query.finding!r} were kept", field="direction", remedy="Train the explainer anew"
+            )
+        count, columns = len(self.x), torch.tensor(self.column)
+        best, least, chosen = self.again, torch.full((count,), float("inf"), device=self.x.device), code
+        for donor in donors.to(self.x.device):
+            end = code.with_block(donor.expand(count, *donor.shape), columns)
+            image = self.networks.generate(end).float()
+            change = image - self.again
+            moved = self._carried(change, transfer_mask(change) if self.config.transfer else torch.ones_like(change))
+            objection = self._objection(moved)
+            # A donor that does not change the call costs more than any that does, less so the nearer it comes.
+            cost = (moved - self.x).abs().mean(dim=(1, 2, 3))
+            cost = cost + torch.where(objection <= CALLED, 0.0, 10 + objection - CALLED)
+            better = cost < least
+            least = torch.where(better, cost, least)
+            best = torch.where(better.view(-1, 1, 1, 1), image, best)
+            chosen = Code(code.z1, torch.where(better.view(-1, 1, 1, 1, 1), end.z2, chosen.z2))
+        return _Goal(code, chosen, best, torch.ones_like(self.x))
+
+    def _persuaded(self, goal: _Goal, rows: Tensor) -> _Goal:
+        """The goal, some rows of it moved on within their own differences."""
+        config, again = self.config.persuade, self.again[rows]
+        within = self.inside[rows] * transfer_mask(goal.image[rows] - again, threshold=config.within)
+
+        def shown(image: Tensor) -> Tensor:
+            change = within * (image - again)
+            return self._carried(change, transfer_mask(change.detach(), threshold=self.config.masks[-1]), rows)
+
+        moved = persuade(goal.end.select(rows), self.networks.generate, shown, self._margin, config)
+        return goal.replaced(rows, moved, self.networks.generate(moved).float(), within)
+
+    def _smallest(self, goal: _Goal, boosts: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+        """The tightest mask (N, 1, H, W), then the smallest factor (N,), with which the classifier is sure; where none
+        suffices, those that come nearest. And the probability (N,) of what is not wanted that is left."""
+        difference = self._change(goal, 1.0)
+        masks = [self.inside]
+        if self.config.transfer:
+            masks = [self.inside * transfer_mask(difference, threshold=threshold) for threshold in self.config.masks]
+        attempts = [(mask, boosts[0]) for mask in masks] + [(masks[-1], boost) for boost in boosts[1:]]
+        chosen, factors = masks[-1], torch.ones(len(difference), device=difference.device)
+        least = torch.full_like(factors, float("inf"))
+        for mask, factor in attempts:
+            left = self._objection(self._carried(factor * self.query.strength * difference, mask))
+            better = (least > self.config.sure) & (left < least)
+            chosen = torch.where(better.view(-1, 1, 1, 1), mask, chosen)
+            factors, least = torch.where(better, factor, factors), torch.where(better, left, least)
+            if bool((least <= self.config.sure).all()):
+                break
+        return chosen, factors, least
+
+    def _change(self, goal: _Goal, strength: float) -> Tensor:
+        """What the generator changes in a share of the way."""
+        image = goal.image if strength == 1 else self.networks.generate(goal.between(strength)).float()
+        return goal.within * (image - self.again)
+
+    def _carried(self, change: Tensor, mask: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """The generator's change, within the mask, made to the image itself; without transfer to its reconstruction."""
+        x, again, fade = self.x[rows], self.again[rows], self.config.fade
+        if not self.config.transfer:
+            return (again + mask * change).clamp(-1, 1)
+        if fade is not None:
+            change = change - (1 - kept_texture(change, fade)) * (x - again)
+        return (x + mask * change).clamp(-1, 1)
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """Two codes, the generator's image of the second, and where (N, 1, H, W) it may differ."""
+
+    start: Code
+    end: Code
+    image: Tensor
+    within: Tensor
+
+    def between(self, strength: float) -> Code:
+        """The code at a share of the way."""
+        z1, z2 = (a + strength * (b - a) for a, b in ((self.start.z1, self.end.z1), (self.start.z2, self.end.z2)))
+        return Code(z1, z2)
+
+    def replaced(self, rows: Tensor, end: Code, image: Tensor, within: Tensor) -> _Goal:
+        """With other ends of some rows."""
+
+        def put(old: Tensor, new: Tensor) -> Tensor:
+            return old.index_copy(0, rows, new.to(old.dtype))
+
+        ends = Code(put(self.end.z1, end.z1), put(self.end.z2, end.z2))
+        return _Goal(self.start, ends, put(self.image, image), put(self.within, within))
