@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from counterscan.bench import study_content
 from counterscan.bench.study_arms import arms_of
 from counterscan.bench.study_models import Study
 from counterscan.bench.study_run import _stages
+from counterscan.cli.study import StudyOptions
 from counterscan.data.store import PreparedStore
 from counterscan.data.table import StudyTable
 from counterscan.errors import InputError
@@ -78,3 +80,17 @@ def test_images_that_do_not_fit_are_refused_before_anything_is_spent(
     with pytest.raises(InputError, match=wanted):
         run(data, tmp_path, ARMS, given=None if case == "none" else given)
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_command_brings_given_images_to_the_grid_of_the_study(tmp_path: Path) -> None:
+    real = toy_store()
+    Image.fromarray(np.full((20, 20), 255, np.uint8)).save(tmp_path / "made.png")
+    table = tmp_path / "made.csv"
+    table.write_text("image,Edema,Pleural Effusion\nmade.png,1,0\nlost.png,0,0\n")
+    options = StudyOptions(out=tmp_path / "study", images=table, workers=1)
+    given = options.synthetic_images(real)
+    assert given is not None
+    assert len(given) == 1  # the other one is reported
+    assert given.size == real.size
+    assert given.images([0]).min() == 1
+    assert StudyOptions(out=tmp_path).synthetic_images(real) is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterscan.data.augment import AugmentConfig, augment
+from counterscan.data.augment import AugmentConfig, augment, shift_together
 from counterscan.errors import InputError
 
 
@@ -160,3 +160,17 @@ def test_bad_settings_and_shapes_are_named() -> None:
         augment(torch.zeros(2, 3, 8, 8), None, AugmentConfig())
     with pytest.raises(ValueError, match="masks"):
         augment(torch.zeros(2, 1, 8, 8), None, AugmentConfig(), masks=torch.zeros(2, 1, 8, 9, dtype=torch.bool))
+
+
+def test_a_batch_is_shifted_together_and_repeatably() -> None:
+    x = torch.rand(3, 1, 32, 32)
+    moved, again = (shift_together(x, 0.1, torch.Generator().manual_seed(2)) for _ in range(2))
+    assert torch.equal(moved, again)
+    fits = [
+        (down, right)
+        for down in range(-3, 4)
+        for right in range(-3, 4)
+        if torch.equal(moved, torch.roll(x, (down, right), dims=(-2, -1)))
+    ]
+    assert len(fits) == 1
+    assert shift_together(x, 0.0) is x

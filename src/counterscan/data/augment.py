@@ -106,6 +106,21 @@ def augment(
     return seen, None if masks is None else planes[:, 1:] > 0.5
 
 
+def shift_together(images: Tensor, share: float, generator: torch.Generator | None = None) -> Tensor:
+    """One random shift for all images of a batch, what leaves on one side coming in on the other.
+
+    Args:
+        images: (N, 1, H, W).
+        share: of the width, at most so far either way along both axes.
+        generator: on the CPU; None draws from torch's own.
+    """
+    reach = round(share * images.shape[-1])
+    if not reach:
+        return images
+    down, right = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
+    return torch.roll(images, (down, right), dims=(-2, -1))
+
+
 class _Dice:
     """Random numbers, one per image, on the images' device."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from counterscan.data.augment import shift_together
 from counterscan.medxgan.model import Code
 
 Generate = Callable[[Code], Tensor]
@@ -123,13 +124,11 @@ def persuade(
     dice = torch.Generator().manual_seed(0)
     with torch.no_grad():
         start = generate(Code(z1, z2)).float()
-    reach = round(config.move * start.shape[-1])
     with torch.enable_grad():
         for _ in range(config.steps):
             image = generate(Code(z1, z2)).float()
-            down, right = torch.randint(-reach, reach + 1, (2,), generator=dice).tolist()
-            noise = torch.randn(start.shape[1:], generator=dice).to(start)
-            judged = torch.roll(shown(image), (down, right), dims=(-2, -1)) + config.noise * noise
+            judged = shift_together(shown(image), config.move, dice)
+            judged = judged + config.noise * torch.randn(start.shape[1:], generator=dice).to(start)
             loss = F.softplus(margin(judged)) + config.stay * (image - start).abs().flatten(1).mean(dim=1)
             adam.zero_grad(set_to_none=True)
             loss.sum().backward(inputs=[z1])

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from counterscan import losses
 from counterscan.counterpart import StudyBatch
-from counterscan.data.augment import AugmentConfig, augment
+from counterscan.data.augment import AugmentConfig, augment, shift_together
 from counterscan.medxgan.model import Code, MedXGANNetworks, NetworkConfig
 from counterscan.nets.critic import ResidualCritic
 from counterscan.training import Context, Task
@@ -191,11 +191,7 @@ class MedXGANTask(Task):
 
     def _judged(self, images: Tensor) -> Tensor:
         """What the classifier is shown: noise, and a shift that is the same for the whole batch."""
-        reach = round(self.objective.move * images.shape[-1])
-        if reach:
-            down, right = torch.randint(-reach, reach + 1, (2,)).tolist()
-            images = torch.roll(images, (down, right), dims=(-2, -1))
-        return self._noisy(images)
+        return self._noisy(shift_together(images, self.objective.move))
 
     def validate(self, ctx: Context) -> Mapping[str, float]:
         """Figures of the averaged networks that need no pixel labels."""
