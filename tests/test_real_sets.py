@@ -47,7 +47,10 @@ def trained(store: PreparedStore, tmp_path_factory: pytest.TempPathFactory) -> t
     classifier = train_classifier(store, folder / "classifier", quick)
     base, why = TagGANConfig(), MedXGANConfig()
     tag = replace(base, training=replace(base.training, **SHORT), networks=replace(base.networks, base=8))
-    explain = replace(why, training=replace(why.training, **SHORT), networks=replace(why.networks, base=8))
+    witness = replace(why.witness, widths=(8,), steps=20)
+    explain = replace(
+        why, training=replace(why.training, **SHORT), networks=replace(why.networks, base=8), witness=witness
+    )
     tagger = TagGAN.fit(store, folder / "tag", tag, classifiers=[classifier])
     return tagger, MedXGAN.fit(store, classifier, folder / "why", explain)
 

@@ -27,6 +27,8 @@ from tests.taggan.blobs import FINDINGS, blob_store
 
 OPTIONS = {
     "training.steps": "2",
+    "witness.widths": "4",
+    "witness.steps": "2",
     "training.batch-size": "8",
     "training.validate-every": "2",
     "training.precision": "fp32",

@@ -268,3 +268,48 @@ def test_settings_and_classifiers_that_do_not_fit_are_refused() -> None:
 
 def test_nothing_in_nothing_out() -> None:
     assert explainer().explain(torch.zeros(0, 1, SIZE, SIZE), FINDING) == []
+
+
+class Blind(Peak):
+    """Sees the upper half only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[..., : SIZE // 2, :])
+
+
+def two_spots() -> Tensor:
+    """A bright spot above, a fainter one below."""
+    x = torch.zeros(1, 1, SIZE, SIZE)
+    x[0, 0, 3:6, 3:6], x[0, 0, 10:13, 10:13] = 0.8, 0.5
+    return x
+
+
+def test_a_counterpart_must_convince_the_witnesses_as_well() -> None:
+    config = replace(EXACT, masks=(0.9, 0.1))  # the first takes the brighter spot away, the second both
+    alone = MedXGAN(Split(), Blind(), config=config, size=SIZE).explain(two_spots(), FINDING)[0]
+    assert alone.counterpart is not None
+    assert alone.counterpart[0, 11, 11] == 0.5  # the classifier does not look there
+    assert "witnessed" not in alone.figures
+    seen = MedXGAN(Split(), Blind(), witnesses=[Peak()], config=config, size=SIZE).explain(two_spots(), FINDING)[0]
+    assert seen.counterpart is not None
+    assert seen.counterpart[0, 11, 11] == pytest.approx(0.2)
+    assert (seen.figures["witnessed"], seen.verdict) == (1.0, "ok")
+    assert seen.score_after == pytest.approx(alone.score_after)  # told of the classifier alone
+
+
+def test_a_counterpart_that_some_witness_doubts_says_so() -> None:
+    stubborn = Peak()
+    stubborn.offset.data.fill_(9.0)
+    system = MedXGAN(Split(), Peak(), witnesses=[Peak(), stubborn], config=EXACT, size=SIZE)
+    answer = system.explain(spotted(), FINDING)[0]
+    assert answer.figures["flipped"] == 1
+    assert answer.figures["witnessed"] == 0.5
+    assert answer.verdict.startswith("not witnessed")
+    assert len(set(system.settings()["witnesses"])) == 2
+
+
+def test_witnesses_of_other_findings_are_refused() -> None:
+    other = Peak()
+    other.findings = ("Edema",)  # type: ignore[assignment]
+    with pytest.raises(InputError, match="one knows Edema"):
+        MedXGAN(Split(), Peak(), witnesses=[other], size=SIZE)

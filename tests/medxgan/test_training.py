@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from counterscan.errors import InputError
-from counterscan.medxgan import MedXGAN, MedXGANConfig, ObjectiveConfig, fit
+from counterscan.medxgan import MedXGAN, MedXGANConfig, ObjectiveConfig, WitnessConfig, fit
 from counterscan.medxgan.objective import MedXGANTask
 from counterscan.medxgan.training import calls
 from counterscan.training import TrainConfig
@@ -32,6 +32,7 @@ CONFIG = MedXGANConfig(
     ),
     networks=replace(SMALL, base=8),
     objective=ObjectiveConfig(augment=VIEWS, rate=3e-3, adv=0.0),
+    witness=WitnessConfig(widths=(4,), steps=20, batch_size=8),
     explain=QUICK,
 )
 SHORT = replace(CONFIG, training=replace(CONFIG.training, steps=2, validate_every=0, sample_every=0))
@@ -72,7 +73,8 @@ def test_it_is_the_same_after_loading(trained: tuple[MedXGAN, Path]) -> None:
     for ours, theirs in zip(explainer.explain(x, 0), loaded.explain(x, 0), strict=True):
         assert torch.equal(ours.delta, theirs.delta)
         assert ours.verdict == theirs.verdict
-    assert loaded.config == explainer.config
+    assert loaded.settings() == explainer.settings()
+    assert len(loaded.witnesses) == 1
     assert loaded.explain(x, 0, "add")[0].counterpart is not None
 
 

@@ -93,11 +93,12 @@ class OtherMap:
 
 
 def _around(explainer: MedXGAN, classifier: nn.Module, evidence: str | None = None) -> MedXGAN:
-    """The same networks with another classifier, or with another main map."""
+    """The same networks with another classifier, of which no witness has learned, or with another main map."""
     config = explainer.config if evidence is None else replace(explainer.config, evidence=evidence)
     return MedXGAN(
         explainer.networks,
         classifier,
+        witnesses=explainer.witnesses if classifier is explainer.classifier else (),
         config=config,
         donors=explainer.donors,
         limits=explainer.limits,

@@ -13,6 +13,7 @@ from counterscan.medxgan.inversion import PersuadeConfig, RefineConfig, latent_o
 from counterscan.medxgan.model import Code, MedXGANNetworks, NetworkConfig
 from counterscan.medxgan.objective import MedXGANTask, ObjectiveConfig
 from counterscan.medxgan.training import MedXGANConfig, fit, from_run
+from counterscan.medxgan.witness import WitnessConfig, train_witnesses
 
 __all__ = [
     "Code",
@@ -26,6 +27,7 @@ __all__ = [
     "ObjectiveConfig",
     "PersuadeConfig",
     "RefineConfig",
+    "WitnessConfig",
     "displacement_integrated_gradients",
     "fit",
     "from_run",
@@ -35,5 +37,6 @@ __all__ = [
     "persuade",
     "refine",
     "straight_path",
+    "train_witnesses",
     "transfer_mask",
 ]

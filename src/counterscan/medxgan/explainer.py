@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +21,13 @@ from counterscan.medxgan.inversion import RefineConfig, refine
 from counterscan.medxgan.model import Code, MedXGANNetworks
 from counterscan.medxgan.search import CounterpartSearch
 from counterscan.metrics.validity import psnr
+from counterscan.training.checkpoint import weights_digest
 
 if TYPE_CHECKING:
     from counterscan.data.intensity import IntensityRecipe
     from counterscan.data.store import PreparedStore
     from counterscan.medxgan.training import MedXGANConfig
+    from counterscan.nets.cnn import Classifier
 
 
 TOLERANCE = 0.005  # share of the logit's change that LIG may miss
@@ -52,6 +54,7 @@ class MedXGAN:
     Args:
         networks: trained E and G.
         classifier: frozen; (N, 1, H, W) in [-1, 1] to logits (N, C), with ``findings``; see ``classify.adapter``.
+        witnesses: classifiers of the same findings that counterparts must convince as well; see ``medxgan.witness``.
         config: how images are explained.
         donors: finding -> (B, pathology, h, w), z2 blocks of training images that the classifier calls positive; what
             "add" chooses from.
@@ -68,6 +71,7 @@ class MedXGAN:
         networks: MedXGANNetworks,
         classifier: nn.Module,
         *,
+        witnesses: Sequence[Classifier] = (),
         config: ExplainConfig | None = None,
         donors: dict[str, Tensor] | None = None,
         limits: dict[str, Limits] | None = None,
@@ -90,6 +94,15 @@ class MedXGAN:
                 field="classifier",
                 remedy="Give the classifier that the networks were trained with",
             )
+        self.witnesses = tuple(witness.eval().requires_grad_(False) for witness in witnesses)
+        for witness in self.witnesses:
+            if witness.findings != self.findings:
+                raise InputError(
+                    f"one knows {', '.join(witness.findings)}, the classifier {', '.join(self.findings)}",
+                    field="witnesses",
+                    remedy="Give networks that learned from this classifier",
+                )
+        self._witnessed_by = [weights_digest(witness)[:16] for witness in self.witnesses]
         self.config, self.donors, self.limits = config or ExplainConfig(), dict(donors or {}), dict(limits or {})
         self.size, self.recipe, self.checkpoint = size, recipe, checkpoint
 
@@ -142,7 +155,8 @@ class MedXGAN:
             One per image. ``path`` leads from the image (strength 0) to the counterpart (strength 1) with the
             classifier's probabilities; ``extras`` holds the maps "difference" (signed, image - counterpart), "lig" and
             "ig_negative", and the "reconstruction"; ``figures`` the quality: "psnr", "logit_gap",
-            "completeness_gap", "boost", "flipped".
+            "completeness_gap", "boost", "flipped", and "witnessed", the share of witnesses that the counterpart
+            convinces, where there are any.
 
         Raises:
             InputError: unknown target, unusable images, or no donors for "add".
@@ -169,7 +183,8 @@ class MedXGAN:
         with torch.no_grad():
             before, reconstructed = self._logits(x)[:, column], self._logits(again)[:, column]
             valid = None if batch.valid is None else batch.valid.to(x.device)
-            search = CounterpartSearch(self.networks, self._logits, self.config, query, column, x, again, valid)
+            judges: list[Callable[[Tensor], Tensor]] = [self._logits, *self.witnesses]
+            search = CounterpartSearch(self.networks, judges, self.config, query, column, x, again, valid)
             path, boost = search.path(code, self.donors.get(query.finding))  # (K, N, 1, H, W)
             logits = self._logits(path.flatten(0, 1)).view(len(path), len(x), -1)
         outputs, rise = logits.sigmoid(), logits[0, :, column] - logits[-1, :, column]
@@ -189,7 +204,7 @@ class MedXGAN:
             evidence = evidence * valid
         gap = (maps["lig"].flatten(1).sum(dim=1) - rise).abs() / rise.abs().clamp_min(1e-6)
         p0, p1 = outputs[0, :, column], outputs[-1, :, column]
-        flipped = (p1 < CALLED) if query.direction == "remove" else (p1 >= CALLED)
+        flipped = _convinced(p1, query.direction)
         figures = {
             "psnr": psnr(x, again),
             "logit_gap": (before - reconstructed).abs(),
@@ -197,6 +212,10 @@ class MedXGAN:
             "boost": boost,
             "flipped": flipped.float(),
         }
+        if self.witnesses:
+            with torch.no_grad():
+                seen = torch.stack([witness(counterpart)[:, column].sigmoid() for witness in self.witnesses])
+            figures["witnessed"] = _convinced(seen, query.direction).float().mean(dim=0)
         made_by = Provenance(self.name, counterscan.__version__, self.checkpoint, self.settings())
         strengths = torch.linspace(0, 1, len(path))
         answers = []
@@ -231,7 +250,7 @@ class MedXGAN:
 
     def settings(self) -> dict[str, Any]:
         """How explanations are made, in plain values."""
-        return asdict(self.config)
+        return asdict(self.config) | {"witnesses": self._witnessed_by}
 
     def _verdict(self, figures: dict[str, float], p0: float, p1: float, query: Query) -> str:
         limits = self.limits.get(query.finding, Limits())
@@ -250,6 +269,8 @@ class MedXGAN:
             return "ok: the classifier's call was already " + ("negative" if removing else "positive")
         if not figures["flipped"]:
             return f"not flipped: the classifier's call stays (p = {p1:.2f})"
+        if figures.get("witnessed", 1.0) < 1:
+            return "not witnessed: networks that learned to answer as the classifier does are not convinced"
         return "ok"
 
     def _name(self, column: int) -> str:
@@ -271,6 +292,11 @@ class MedXGAN:
     def _logits(self, images: Tensor) -> Tensor:
         logits: Tensor = self.classifier(images)
         return logits.float()
+
+
+def _convinced(p: Tensor, direction: Direction) -> Tensor:
+    """Whether probabilities are what was asked for."""
+    return p < CALLED if direction == "remove" else p >= CALLED
 
 
 def donors_of(codes: Sequence[Code], column: int, count: int) -> Tensor:

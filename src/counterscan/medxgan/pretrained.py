@@ -23,7 +23,7 @@ from counterscan.nets.cnn import Classifier
 from counterscan.pretrained import model_folder, reading, write_tensors
 from counterscan.training.checkpoint import weights_digest
 
-SETTINGS, WEIGHTS, CLASSIFIER = "medxgan.json", "networks.safetensors", "classifier"
+SETTINGS, WEIGHTS, CLASSIFIER, WITNESSES = "medxgan.json", "networks.safetensors", "classifier", "witnesses"
 _DONOR = "donors/"
 
 
@@ -40,6 +40,8 @@ def save(explainer: MedXGAN, folder: Path) -> Path:
     own = explainer.classifier if isinstance(explainer.classifier, Classifier) else None
     if own is not None:
         save_classifier(own, folder / CLASSIFIER)
+    for number, witness in enumerate(explainer.witnesses):
+        save_classifier(witness, folder / WITNESSES / str(number))
     settings = {
         "version": counterscan.__version__,
         "findings": list(explainer.findings),
@@ -49,6 +51,7 @@ def save(explainer: MedXGAN, folder: Path) -> Path:
         "size": explainer.size,
         "recipe": explainer.recipe.to_dict() if explainer.recipe is not None else None,
         "classifier": {"own": own is not None, "digest": weights_digest(explainer.classifier)},
+        "witnesses": len(explainer.witnesses),
     }
     write_text(folder / "README.md", card(explainer))
     write_json(folder / SETTINGS, settings)
@@ -82,6 +85,7 @@ def load(folder: Path, classifier: nn.Module | None, device: str = "cpu") -> Med
         config = ExplainConfig(**told)
         limits = {finding: Limits(**limit) for finding, limit in settings["limits"].items()}
         recipe = IntensityRecipe.from_dict(settings["recipe"]) if settings["recipe"] is not None else None
+        witnesses = [classifier_from(folder / WITNESSES / str(n), device) for n in range(settings.get("witnesses", 0))]
     if classifier is None:
         raise InputError(
             "this explainer was made for a classifier that is not kept with it",
@@ -99,6 +103,7 @@ def load(folder: Path, classifier: nn.Module | None, device: str = "cpu") -> Med
     return MedXGAN(
         networks.to(device),
         classifier.to(device),
+        witnesses=witnesses,
         config=config,
         donors={finding: donor.to(device) for finding, donor in donors.items()},
         limits=limits,

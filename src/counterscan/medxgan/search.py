@@ -1,4 +1,4 @@
-"""From an image and its code to the way that leads to a counterpart which convinces the classifier, changing little.
+"""From an image and its code to the way that leads to a counterpart which convinces its judges, changing little.
 
 y = G(z1, 0), or with the z2 of another image       where the way leads
 x' = x + m (y - x^)                                 residual transfer, m as tight as convinces
@@ -27,7 +27,7 @@ class CounterpartSearch:
 
     Args:
         networks: trained E and G.
-        logits: the classifier, (N, 1, H, W) to (N, C).
+        judges: who must be convinced, the classifier and its witnesses; each (N, 1, H, W) to logits (N, C).
         config: how images are explained.
         query: what is asked; its strength scales the change.
         column: of the finding.
@@ -39,7 +39,7 @@ class CounterpartSearch:
     def __init__(
         self,
         networks: MedXGANNetworks,
-        logits: Callable[[Tensor], Tensor],
+        judges: Sequence[Callable[[Tensor], Tensor]],
         config: ExplainConfig,
         query: Query,
         column: int,
@@ -50,8 +50,7 @@ class CounterpartSearch:
         self.networks, self.config, self.query, self.column = networks, config, query, column
         self.x, self.again = x, again
         self.inside = torch.ones_like(x) if valid is None else valid.to(x.dtype)
-        sign = 1.0 if query.direction == "remove" else -1.0
-        self._margin = lambda images: sign * logits(images)[:, column]
+        self.judges, self.sign = judges, 1.0 if query.direction == "remove" else -1.0
 
     @torch.no_grad()
     def path(self, code: Code, donors: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -79,6 +78,10 @@ class CounterpartSearch:
         for strength in torch.linspace(0, 1, self.config.frames).tolist()[1:]:
             frames.append(self._carried(factor * self._change(goal, strength), mask))
         return torch.stack(frames), boost
+
+    def _margin(self, images: Tensor) -> Tensor:
+        """(N,) logit of what is not wanted, of the judge who is convinced least."""
+        return torch.stack([self.sign * judge(images)[:, self.column] for judge in self.judges]).amax(dim=0)
 
     def _objection(self, images: Tensor) -> Tensor:
         """(N,) probability of what is not wanted."""
@@ -125,7 +128,7 @@ class CounterpartSearch:
         return goal.replaced(rows, moved, self.networks.generate(moved).float(), within)
 
     def _smallest(self, goal: _Goal, boosts: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-        """The tightest mask (N, 1, H, W), then the smallest factor (N,), with which the classifier is sure; where none
+        """The tightest mask (N, 1, H, W), then the smallest factor (N,), with which all judges are sure; where none
         suffices, those that come nearest. And the probability (N,) of what is not wanted that is left."""
         difference = self._change(goal, 1.0)
         masks = [self.inside]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +19,14 @@ from counterscan.medxgan.explainer import Limits, MedXGAN, donors_of
 from counterscan.medxgan.inversion import RefineConfig
 from counterscan.medxgan.model import MedXGANNetworks, NetworkConfig
 from counterscan.medxgan.objective import MedXGANTask, ObjectiveConfig
+from counterscan.medxgan.witness import WitnessConfig, train_witnesses
 from counterscan.metrics.validity import psnr
 from counterscan.training import BalancedSampler, TrainConfig, finding_groups, load_weights, seed_everything, train
 from counterscan.training.config import plain
 
 if TYPE_CHECKING:
     from counterscan.data.store import PreparedStore
+    from counterscan.nets.cnn import Classifier
 
 DONORS = 24
 _VALIDATED = 64
@@ -51,7 +54,7 @@ class MedXGANConfig:
 
     Attributes:
         training: the loop's settings.
-        networks, objective, explain: see there.
+        networks, objective, witness, explain: see there.
         trust: share of validation images whose inversion counts as good enough; what is worse than the rest of them
             gets the verdict "not explainable".
     """
@@ -59,6 +62,7 @@ class MedXGANConfig:
     training: TrainConfig = field(default_factory=_training)
     networks: NetworkConfig = field(default_factory=NetworkConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    witness: WitnessConfig = field(default_factory=WitnessConfig)
     explain: ExplainConfig = field(default_factory=ExplainConfig)
     trust: float = 0.98
 
@@ -66,7 +70,9 @@ class MedXGANConfig:
 def fit(
     store: PreparedStore, classifier: nn.Module, folder: str | Path, config: MedXGANConfig | None = None
 ) -> MedXGAN:
-    """Train, set limits, save to ``folder/model``. Called again after an interruption it goes on from there.
+    """Train the networks, then the witnesses, set limits, save to ``folder/model``.
+
+    Called again after an interruption it goes on from there.
 
     No label is used: what counts as positive is what the classifier calls so.
 
@@ -86,7 +92,8 @@ def fit(
     called = calls(classifier, learn)
     groups, meaning = _groups(called, findings, learn.folder, config.training.batch_size)
     seed_everything(config.training.seed)
-    validation = Validation(val, called=calls(classifier, val), explain=config.explain)
+    held = LabelledRows(val, calls(classifier, val))
+    validation = Validation(val, called=held.targets, explain=config.explain)
     watch = val.batch(np.argsort(-validation.called.sum(axis=1), kind="stable")[:8])
     task = MedXGANTask(
         config.networks, config.objective, findings, classifier, meaning, watch=watch, selection=validation
@@ -99,13 +106,27 @@ def fit(
         sampler=BalancedSampler(groups, config.training.batch_size, config.training.seed),
         settings={"kind": "medxgan", "findings": findings, "content": store.content, "medxgan": plain(config)},
     )
-    explainer = from_run(folder, store, classifier, config)
+    witnesses = train_witnesses(
+        LabelledRows(learn, called),
+        held,
+        classifier,
+        folder / "witnesses",
+        config.witness,
+        training=config.training,
+        views=config.objective.augment,
+    )
+    explainer = from_run(folder, store, classifier, config, witnesses=witnesses)
     explainer.save_pretrained(folder / "model")
     return explainer
 
 
 def from_run(
-    folder: str | Path, store: PreparedStore, classifier: nn.Module, config: MedXGANConfig, which: str | int = "last"
+    folder: str | Path,
+    store: PreparedStore,
+    classifier: nn.Module,
+    config: MedXGANConfig,
+    which: str | int = "last",
+    witnesses: Sequence[Classifier] = (),
 ) -> MedXGAN:
     """An explainer from a run's averaged weights; donors from its training rows, limits from its validation rows.
 
@@ -115,6 +136,7 @@ def from_run(
         classifier: the one it was trained with.
         config: its settings.
         which: "last", or a step.
+        witnesses: see ``medxgan.witness``.
     """
     findings = tuple(classifier.findings)  # type: ignore[arg-type]
     networks = MedXGANNetworks(config.networks, len(findings))
@@ -124,6 +146,7 @@ def from_run(
     explainer = MedXGAN(
         networks,
         classifier,
+        witnesses=[witness.to(place) for witness in witnesses],
         config=config.explain,
         size=store.size,
         recipe=store.recipe,
