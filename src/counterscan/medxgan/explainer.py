@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from counterscan.medxgan.training import MedXGANConfig
     from counterscan.nets.cnn import Classifier
 
+_Module = TypeVar("_Module", bound=nn.Module)
 
 TOLERANCE = 0.005  # share of the logit's change that LIG may miss
 
@@ -85,7 +86,7 @@ class MedXGAN:
                 field="classifier",
                 remedy="Wrap it: counterscan.classify.adapter.AdaptedClassifier",
             )
-        self.networks = networks.eval().requires_grad_(False)
+        self.networks = _frozen(networks)
         self.classifier = classifier.eval().requires_grad_(False)
         self.findings: tuple[str, ...] = tuple(classifier.findings)  # type: ignore[arg-type]
         if networks.findings != len(self.findings):
@@ -94,7 +95,7 @@ class MedXGAN:
                 field="classifier",
                 remedy="Give the classifier that the networks were trained with",
             )
-        self.witnesses = tuple(witness.eval().requires_grad_(False) for witness in witnesses)
+        self.witnesses = tuple(map(_frozen, witnesses))
         for witness in self.witnesses:
             if witness.findings != self.findings:
                 raise InputError(
@@ -292,6 +293,11 @@ class MedXGAN:
     def _logits(self, images: Tensor) -> Tensor:
         logits: Tensor = self.classifier(images)
         return logits.float()
+
+
+def _frozen(module: _Module) -> _Module:
+    """In evaluation mode; its convolutions channels last, faster in batches on CPUs and equal up to rounding."""
+    return module.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _convinced(p: Tensor, direction: Direction) -> Tensor:

@@ -37,6 +37,7 @@ def _training() -> TrainConfig:
         steps=2000,
         batch_size=16,
         precision="bf16",
+        channels_last=True,
         schedule="cosine",
         final_factor=0.03,
         warmup=50,
