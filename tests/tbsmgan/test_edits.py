@@ -344,6 +344,27 @@ def test_an_edited_real_image_keeps_what_the_generator_cannot_show(gan: StyleGAN
     assert torch.equal(origin.take(slice(0, 1)).residual, origin.residual)  # type: ignore[arg-type]
 
 
+def test_images_that_were_made_already_are_not_made_again(
+    gan: StyleGAN, channels: Channels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor, start = StyleDirections(gan, texts(), channels, QUICK), origin(gan)
+    shown, wanted = start.shown(gan), editor.edit(start, EDEMA, 1.0)
+    assert shown.shown(gan) is shown
+    made: list[int] = []
+    whole = StyleGAN.synthesize
+
+    def counted(self, *given, **named):  # type: ignore[no-untyped-def]
+        found = whole(self, *given, **named)
+        made.append(len(found))
+        return found
+
+    monkeypatch.setattr(StyleGAN, "synthesize", counted)
+    edited = editor.edit(shown, EDEMA, 1.0)
+    assert made == [len(start)]  # the edits alone
+    assert torch.equal(edited.before, wanted.before)
+    assert torch.equal(edited.after, wanted.after)
+
+
 def test_what_the_generator_misses_fades_where_the_edit_changes_much() -> None:
     before, residual = torch.zeros(1, 1, 64, 64), torch.full((1, 1, 64, 64), 0.1)
     after = before.clone()

@@ -108,6 +108,7 @@ def fit_strengths(
     ladder = sorted({*map(float, (*editor.strengths, editor.usual(prompt)) if strengths is None else strengths)})
     if not ladder or ladder[0] <= 0:
         raise InputError("must be one or more positive numbers", field="strengths")
+    origin = origin.shown(editor.gan)
     left, known = torch.arange(len(origin)), None
     waiting = torch.zeros(len(origin), dtype=torch.bool)  # the strength before was enough
     before: tuple[Edited, Judgement] | None = None  # of those that are left, at that strength

@@ -33,6 +33,7 @@ class Origin:
         psi: truncation it was mapped with.
         residual: (N, 1, H, W) what the generator misses of real images, x - G(w): put back into what is made of them,
             so that an edit leaves their texture where it changes nothing; see ``restored``. None adds nothing.
+        image: (N, 1, H, W) G(w), where it was made already.
     """
 
     w: Tensor
@@ -40,6 +41,7 @@ class Origin:
     c: Tensor | None = None
     psi: float = 1.0
     residual: Tensor | None = None
+    image: Tensor | None = None
 
     @classmethod
     def of(cls, given: Tensor | Origin) -> Origin:
@@ -74,14 +76,22 @@ class Origin:
 
     def take(self, rows: slice | Tensor) -> Origin:
         """Some of them."""
-        z, c, residual = (None if x is None else x[rows] for x in (self.z, self.c, self.residual))
-        return replace(self, w=self.w[rows], z=z, c=c, residual=residual)
+        names = ("w", "z", "c", "residual", "image")
+        return replace(self, **{name: x[rows] for name in names if (x := getattr(self, name)) is not None})
+
+    @torch.no_grad()
+    def shown(self, gan: StyleGAN) -> Origin:
+        """With their images, for who edits them more than once."""
+        if self.image is not None:
+            return self
+        return replace(self, image=torch.cat([images_of(gan, part) for part in self.w.split(_BATCH)]))
 
     @classmethod
     @torch.no_grad()
     def of_images(cls, gan: StyleGAN, x: Tensor, w: Tensor) -> Origin:
         """Real images (N, 1, H, W) in [-1, 1] with latents that were found for them, and what those miss."""
-        return cls(w, residual=x.to(w.device) - images_of(gan, w))
+        image = images_of(gan, w)
+        return cls(w, residual=x.to(w.device) - image, image=image)
 
 
 class WSpace:
@@ -244,7 +254,8 @@ class Editor(abc.ABC):
         move = self.move(latents, prompt, strength)
         strength = move.usual if strength is None else float(strength)
         with torch.no_grad():
-            before, w, styles = images_of(self.gan, latents.w), None, None
+            before = images_of(self.gan, latents.w) if latents.image is None else latents.image
+            w, styles = None, None
             if move.w is not None:
                 w = latents.w + strength * move.w
                 after = images_of(self.gan, w)
