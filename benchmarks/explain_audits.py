@@ -231,14 +231,7 @@ class Speed(Trained):
         peers = explain_peers(explainer, store, self.finding, folder=self.run_folder / "evaluation")
         asked: list[tuple[str, int, Callable[[Tensor], object]]] = []
         for steps in (0, 50, 200):
-            config = replace(explainer.config, refine=RefineConfig(steps=steps))
-            system = MedXGAN(
-                explainer.networks,
-                explainer.classifier,
-                witnesses=explainer.witnesses,
-                config=config,
-                limits=explainer.limits,
-            )
+            system = explainer.variant(config=replace(explainer.config, refine=RefineConfig(steps=steps)))
             for count in (1, 4, 12) if steps == 50 else (1, 12):
                 asked.append((f"medXGAN+, {steps} steps", count, lambda x, s=system: s.explain(x, self.finding)))
         for name in ("Grad-CAM", "IG, black", "SmoothGrad", "Occlusion", "RISE", "Wachter", "Latent Shift"):

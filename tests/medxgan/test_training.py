@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from counterscan.errors import InputError
-from counterscan.medxgan import MedXGAN, MedXGANConfig, ObjectiveConfig, WitnessConfig, fit
+from counterscan.medxgan import MedXGAN, MedXGANConfig, MedXGANNetworks, ObjectiveConfig, WitnessConfig, fit
 from counterscan.medxgan.objective import MedXGANTask
-from counterscan.medxgan.training import calls
+from counterscan.medxgan.training import Validation, calls
 from counterscan.training import TrainConfig
 from tests.medxgan.grids import QUICK, SMALL
 from tests.medxgan.ladders import Blobs
@@ -144,3 +144,15 @@ def test_donors_are_other_images_called_positive_for_the_same_finding() -> None:
     columns, positive = torch.tensor([0, 0, 1, 0, 1]), torch.tensor([True, False, True, True, False])
     donors = MedXGANTask._donors(columns, positive)
     assert donors.tolist() == [3, 3, 2, 0, 2]  # the only positive of finding 1 lends to itself
+
+
+def test_watching_a_run_leaves_its_networks_as_they_lie_in_memory(tmp_path: Path) -> None:
+    classifier, networks = Blobs(), MedXGANNetworks(SMALL, 1)
+    before = [p.stride() for p in networks.parameters()]
+    val = blob_store().parts("train", "val")[1]
+    Validation(val, calls(classifier, val), QUICK)(networks, classifier)
+    assert [p.stride() for p in networks.parameters()] == before
+    fit(blob_store(), classifier, tmp_path, SHORT)
+    made = MedXGAN.from_pretrained(tmp_path, classifier)
+    wide = [p for p in made.networks.parameters() if p.ndim == 4]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)

@@ -74,7 +74,7 @@ class OtherMap:
     """
 
     def __init__(self, explainer: MedXGAN, evidence: str, name: str) -> None:
-        self.explainer, self.name = _around(explainer, explainer.classifier, evidence), name
+        self.explainer, self.name = explainer.variant(config=replace(explainer.config, evidence=evidence)), name
         self.checkpoint = explainer.checkpoint
 
     def settings(self) -> dict[str, Any]:
@@ -92,24 +92,8 @@ class OtherMap:
         return [replace(a, **bare, made_by=replace(a.made_by, system=self.name)) for a in answers]
 
 
-def _around(explainer: MedXGAN, classifier: nn.Module, evidence: str | None = None) -> MedXGAN:
-    """The same networks with another classifier, of which no witness has learned, or with another main map."""
-    config = explainer.config if evidence is None else replace(explainer.config, evidence=evidence)
-    return MedXGAN(
-        explainer.networks,
-        classifier,
-        witnesses=explainer.witnesses if classifier is explainer.classifier else (),
-        config=config,
-        donors=explainer.donors,
-        limits=explainer.limits,
-        size=explainer.size,
-        recipe=explainer.recipe,
-        checkpoint=explainer.checkpoint,
-    )
-
-
 def _other_map(explainer: MedXGAN, classifier: nn.Module, evidence: str, name: str) -> System:
-    return OtherMap(_around(explainer, classifier), evidence, name)
+    return OtherMap(explainer.variant(classifier=classifier), evidence, name)
 
 
 def explain_peers(
@@ -148,11 +132,11 @@ def explain_peers(
         return negative_counterpart
 
     def integrated(classifier: nn.Module, baseline: Any = "black") -> System:
-        start = counterpart_of(_around(explainer, classifier)) if baseline == "counterpart" else baseline
+        start = counterpart_of(explainer.variant(classifier=classifier)) if baseline == "counterpart" else baseline
         return IntegratedGradients(classifier, baseline=start, care=care, **given["ig"])
 
     factories: dict[str, Factory] = {
-        own: lambda c: _around(explainer, c),
+        own: lambda c: explainer.variant(classifier=c),
         **{
             f"{own}, {words}": partial(_other_map, explainer, evidence=evidence, name=f"{own}, {words}")
             for evidence, words in OTHER_MAPS.items()

@@ -30,11 +30,11 @@ from counterscan.bench.study_models import Study
 from counterscan.classify import ClassifierTask, ClassifyConfig
 from counterscan.classify.deepauc import AUCConfig, DeepAUCConfig, DeepAUCTask, started
 from counterscan.classify.task import LabelledRows, predict_logits
-from counterscan.data.augment import AugmentConfig, augment
+from counterscan.data.augment import AugmentConfig
 from counterscan.data.store import PreparedStore
 from counterscan.files import atomic_write
 from counterscan.nets.cnn import Classifier, ClassifierConfig
-from counterscan.training import BalancedSampler, Context, Sampler, finding_groups, seed_everything, train
+from counterscan.training import BalancedSampler, Sampler, finding_groups, seed_everything, train
 
 FEWEST = 8  # synthetic images below which an arm is left out
 _SCORES = "scores.npz"
@@ -167,14 +167,9 @@ def weighted_bce(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: fl
 class StudyTask(ClassifierTask):
     """Trains the classifier of an arm."""
 
-    def step(self, ctx: Context, batch: dict[str, Tensor]) -> Mapping[str, Tensor | float]:
-        """One update on random views."""
-        images, _ = augment(batch["image"], None, self.config.augment)
-        with ctx.autocast():
-            logits = ctx.compile(self.modules["classifier"])(images)
-        loss = weighted_bce(logits, batch["target"], batch["weight"], self.config.label_smoothing)
-        ctx.update("classifier", loss)
-        return {}
+    def objective(self, logits: Tensor, views: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Every image with its weight."""
+        return weighted_bce(logits, batch["target"], batch["weight"], self.config.label_smoothing)
 
 
 def rows_of(study: Study, arm: Arm, number: int) -> tuple[StudyRows, Sampler] | str:

@@ -75,8 +75,12 @@ class ClassifierTask(Task):
         images, _ = augment(batch["image"], None, self.config.augment)
         with ctx.autocast():
             logits = ctx.compile(self.modules["classifier"])(images)
-        ctx.update("classifier", masked_bce(logits, batch["target"], self.config.label_smoothing))
+        ctx.update("classifier", self.objective(logits, images, batch))
         return {}
+
+    def objective(self, logits: Tensor, views: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the logits (B, C) of random views (B, 1, S, S) of a batch are to lessen."""
+        return masked_bce(logits, batch["target"], self.config.label_smoothing)
 
     def validate(self, ctx: Context) -> Mapping[str, float]:
         """Mean AUC over findings, and the cross-entropy."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from counterscan.medxgan.training import MedXGANConfig
     from counterscan.nets.cnn import Classifier
 
-_Module = TypeVar("_Module", bound=nn.Module)
 
 TOLERANCE = 0.005  # share of the logit's change that LIG may miss
 
@@ -86,7 +85,7 @@ class MedXGAN:
                 field="classifier",
                 remedy="Wrap it: counterscan.classify.adapter.AdaptedClassifier",
             )
-        self.networks = _frozen(networks)
+        self.networks = networks.eval().requires_grad_(False)
         self.classifier = classifier.eval().requires_grad_(False)
         self.findings: tuple[str, ...] = tuple(classifier.findings)  # type: ignore[arg-type]
         if networks.findings != len(self.findings):
@@ -95,7 +94,7 @@ class MedXGAN:
                 field="classifier",
                 remedy="Give the classifier that the networks were trained with",
             )
-        self.witnesses = tuple(map(_frozen, witnesses))
+        self.witnesses = tuple(witness.eval().requires_grad_(False) for witness in witnesses)
         for witness in self.witnesses:
             if witness.findings != self.findings:
                 raise InputError(
@@ -128,6 +127,21 @@ class MedXGAN:
         from counterscan.medxgan.pretrained import save
 
         return save(self, Path(folder))
+
+    def variant(self, *, classifier: nn.Module | None = None, config: ExplainConfig | None = None) -> MedXGAN:
+        """The same networks explaining in another way, or for another classifier, of which no witness has learned."""
+        other = classifier is not None and classifier is not self.classifier
+        return MedXGAN(
+            self.networks,
+            classifier if classifier is not None else self.classifier,
+            witnesses=() if other else self.witnesses,
+            config=config or self.config,
+            donors=self.donors,
+            limits=self.limits,
+            size=self.size,
+            recipe=self.recipe,
+            checkpoint=self.checkpoint,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -293,11 +307,6 @@ class MedXGAN:
     def _logits(self, images: Tensor) -> Tensor:
         logits: Tensor = self.classifier(images)
         return logits.float()
-
-
-def _frozen(module: _Module) -> _Module:
-    """In evaluation mode; its convolutions channels last, faster in batches on CPUs and equal up to rounding."""
-    return module.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _convinced(p: Tensor, direction: Direction) -> Tensor:

@@ -20,6 +20,7 @@ from counterscan.medxgan.explainer import Limits, MedXGAN
 from counterscan.medxgan.inversion import PersuadeConfig, RefineConfig
 from counterscan.medxgan.model import MedXGANNetworks, NetworkConfig
 from counterscan.nets.cnn import Classifier
+from counterscan.nets.layout import channels_last
 from counterscan.pretrained import model_folder, reading, write_tensors
 from counterscan.training.checkpoint import weights_digest
 
@@ -85,7 +86,8 @@ def load(folder: Path, classifier: nn.Module | None, device: str = "cpu") -> Med
         config = ExplainConfig(**told)
         limits = {finding: Limits(**limit) for finding, limit in settings["limits"].items()}
         recipe = IntensityRecipe.from_dict(settings["recipe"]) if settings["recipe"] is not None else None
-        witnesses = [classifier_from(folder / WITNESSES / str(n), device) for n in range(settings.get("witnesses", 0))]
+        count = settings.get("witnesses", 0)
+        witnesses = [channels_last(classifier_from(folder / WITNESSES / str(n), device)) for n in range(count)]
     if classifier is None:
         raise InputError(
             "this explainer was made for a classifier that is not kept with it",
@@ -101,7 +103,7 @@ def load(folder: Path, classifier: nn.Module | None, device: str = "cpu") -> Med
             remedy="Give that one, or train an explainer for this one",
         )
     return MedXGAN(
-        networks.to(device),
+        channels_last(networks).to(device),
         classifier.to(device),
         witnesses=witnesses,
         config=config,

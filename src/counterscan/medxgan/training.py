@@ -21,6 +21,7 @@ from counterscan.medxgan.model import MedXGANNetworks, NetworkConfig
 from counterscan.medxgan.objective import MedXGANTask, ObjectiveConfig
 from counterscan.medxgan.witness import WitnessConfig, train_witnesses
 from counterscan.metrics.validity import psnr
+from counterscan.nets.layout import channels_last
 from counterscan.training import BalancedSampler, TrainConfig, finding_groups, load_weights, seed_everything, train
 from counterscan.training.config import plain
 
@@ -143,11 +144,11 @@ def from_run(
     networks = MedXGANNetworks(config.networks, len(findings))
     info = load_weights(folder, {"networks": networks}, which)
     place = next((x.device for x in (*classifier.parameters(), *classifier.buffers())), torch.device("cpu"))
-    networks.to(place)  # training may have brought the classifier to a GPU
+    channels_last(networks).to(place)  # training may have brought the classifier to a GPU
     explainer = MedXGAN(
         networks,
         classifier,
-        witnesses=[witness.to(place) for witness in witnesses],
+        witnesses=[channels_last(witness).to(place) for witness in witnesses],
         config=config.explain,
         size=store.size,
         recipe=store.recipe,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from counterscan.classify import ClassifyConfig, load_classifier
 from counterscan.classify.task import ClassifierTask, LabelledRows, masked_bce, predict_logits
 from counterscan.classify.train import describe_data
-from counterscan.data.augment import AugmentConfig, augment
+from counterscan.data.augment import AugmentConfig
 from counterscan.errors import InputError
 from counterscan.nets.cnn import Classifier, ClassifierConfig
 from counterscan.training import BalancedSampler, Context, TrainConfig, finding_groups, seed_everything, train
@@ -70,15 +70,11 @@ class WitnessTask(ClassifierTask):
         super().__init__(witness, config, validation)
         self.frozen = {"explained": explained}
 
-    def step(self, ctx: Context, batch: dict[str, Tensor]) -> Mapping[str, Tensor | float]:
-        """One update towards the probabilities that the explained classifier gives the same views."""
-        views, _ = augment(batch["image"], None, self.config.augment)
+    def objective(self, logits: Tensor, views: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Distance to the probabilities that the explained classifier gives the same views."""
         with torch.no_grad():
             wanted = self.frozen["explained"](views).float().sigmoid()
-        with ctx.autocast():
-            logits = ctx.compile(self.modules["classifier"])(views)
-        ctx.update("classifier", masked_bce(logits, wanted))
-        return {}
+        return masked_bce(logits, wanted)
 
     def validate(self, ctx: Context) -> Mapping[str, float]:
         """Share of the explained classifier's calls that the witness makes as well."""

@@ -16,6 +16,7 @@ from counterscan.counterpart import Counterpart, Provenance, Query, StudyBatch
 from counterscan.errors import InputError
 from counterscan.inputs import checked_images
 from counterscan.nets.cnn import Classifier
+from counterscan.nets.layout import channels_last
 from counterscan.taggan.masks import MaskRule, calibrate, hide_and_seek
 from counterscan.taggan.model import MapGenerator
 
@@ -62,10 +63,7 @@ class TagGAN:
         checkpoint: str | None = None,
     ) -> None:
         # Channels last: with bfloat16 (`_map_of`) the faster order on CPUs and GPUs.
-        self.generators = [
-            generator.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            for generator in generators
-        ]
+        self.generators = [channels_last(generator.eval().requires_grad_(False)) for generator in generators]
         self.findings, self.classifier, self.rules = tuple(findings), classifier, dict(rules or {})
         self.care, self.size, self.recipe, self.checkpoint = care, size, recipe, checkpoint
 

@@ -27,8 +27,8 @@ class TrainConfig:
         precision: "bf16" makes ``ctx.autocast()`` compute in bfloat16; weights stay float32. Halves the step time on a
             CPU with AMX (a U-Net of base 16, batch 16 at 64 px, one thread: 0.11 s for 0.20 s).
         channels_last: keep 4-D weights and images in NHWC order, meant for convolutions on GPUs. On that CPU it gained
-            a tenth in fp32 and cost eager bf16 half its speed-up (0.16 s); medXGAN+'s networks take four fifths of the
-            time in it, in bf16.
+            a tenth in fp32 and cost eager bf16 half its speed-up (0.16 s); medXGAN+'s networks gain from it in
+            bf16 as well.
         compile: let ``ctx.compile`` compile; costs up to a minute per module. On that CPU it gained nothing over eager
             bf16 (0.11 s for 0.11 to 0.13 s).
         prefetch: read the next batch in a thread while the current step computes.

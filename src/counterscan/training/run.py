@@ -13,6 +13,7 @@ import torch
 from counterscan import __version__
 from counterscan.errors import InputError
 from counterscan.files import write_text
+from counterscan.nets.layout import channels_last
 from counterscan.training import distributed, state
 from counterscan.training.checkpoint import Checkpoints, read_checkpoint, write_checkpoint
 from counterscan.training.config import TrainConfig
@@ -68,7 +69,7 @@ class Run:
             module.eval().requires_grad_(False)
         if self.config.channels_last:
             for module in (*trained, *frozen):
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                channels_last(module)
         for optimizer in self.task.optimizers.values():
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])

@@ -90,8 +90,9 @@ class Origin:
     @torch.no_grad()
     def of_images(cls, gan: StyleGAN, x: Tensor, w: Tensor) -> Origin:
         """Real images (N, 1, H, W) in [-1, 1] with latents that were found for them, and what those miss."""
-        image = images_of(gan, w)
-        return cls(w, residual=x.to(w.device) - image, image=image)
+        start = cls(w).shown(gan)
+        assert start.image is not None
+        return replace(start, residual=x.to(w.device) - start.image)
 
 
 class WSpace:
