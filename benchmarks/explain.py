@@ -106,7 +106,7 @@ def train_published(options: Options, store: PreparedStore, folder: Path, run: i
     classifier, base = load_classifier(folder / "classifier"), PublishedConfig()
 
     def config(steps: int) -> PublishedConfig:
-        training = replace(base.training, steps=steps, seed=run, tensorboard=False, precision="bf16")
+        training = replace(base.training, steps=steps, seed=run, tensorboard=False, precision="auto")
         return replace(base, training=replace(training, validate_every=0, sample_every=0, checkpoint_every=0))
 
     def train(steps: int, place: str) -> None:

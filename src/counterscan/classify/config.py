@@ -10,6 +10,7 @@ from counterscan.errors import InputError
 from counterscan.nets.cnn import ClassifierConfig
 from counterscan.training import TrainConfig
 from counterscan.training.config import plain
+from counterscan.training.precision import Precision
 
 TrainingPolicy = Literal["zeros", "ones", "ignore", "chexpert", "soft"]
 # What changes the machine or the display, not what is learned.
@@ -36,7 +37,7 @@ class ClassifyConfig:
         steps: length of training in batches.
         batch_size: images per step, as many with as without each finding.
         seed: of weights, batches and views.
-        precision: "bf16" halves the time of a step on CPUs with bfloat16 units.
+        precision: "auto" computes in bfloat16 where that is fast; see ``training.precision``.
         threads: CPU threads; 0 leaves torch's choice.
         device: "auto" takes the GPU when there is one.
         keep_best: use the weights with the highest validation AUC instead of the last; off, because a small validation
@@ -59,7 +60,7 @@ class ClassifyConfig:
     steps: int = 500
     batch_size: int = 32
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "auto"
     threads: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     keep_best: bool = False

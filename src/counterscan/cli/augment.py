@@ -16,6 +16,7 @@ from counterscan.cli.audit import AUDIT, audit_command
 from counterscan.cli.main import Lazy
 from counterscan.cli.reports import Reports
 from counterscan.errors import InputError
+from counterscan.training.precision import Precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +58,7 @@ class GanTrain:
     """Share of steps with style mixing."""
     path_length: float | None = None
     """Weight of the path length penalty; default: the preset's."""
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Precision | None = None
     """Of the networks' arithmetic; default: the preset's."""
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""

@@ -37,7 +37,7 @@ def _training() -> TrainConfig:
     return TrainConfig(
         steps=2000,
         batch_size=16,
-        precision="bf16",
+        precision="auto",
         channels_last=True,
         schedule="cosine",
         final_factor=0.03,

@@ -19,6 +19,7 @@ from counterscan.nets.cnn import Classifier
 from counterscan.nets.layout import channels_last
 from counterscan.taggan.masks import MaskRule, calibrate, hide_and_seek
 from counterscan.taggan.model import MapGenerator
+from counterscan.training.precision import autocast
 
 if TYPE_CHECKING:
     from counterscan.data.intensity import IntensityRecipe
@@ -139,7 +140,7 @@ class TagGAN:
     def _map_of(generator: MapGenerator, x: Tensor, column: int) -> Tensor:
         """M of one generator and view; bfloat16 where that is fast, on a CPU in parts whose features fit the cache."""
         part = max(1, _CACHED_PIXELS // (x.shape[-1] * x.shape[-2])) if x.device.type == "cpu" else max(1, len(x))
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=_bfloat16_is_fast(x.device)):
+        with autocast(x.device, "auto"):
             maps = [generator(p, torch.full((len(p),), column, device=p.device)).float() for p in x.split(part)]
         return torch.cat(maps)
 
@@ -272,13 +273,6 @@ class TagGAN:
             **dataclasses.asdict(self.care),
             "mask": None if rule is None else rule.to_dict(),
         }
-
-
-def _bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether the device has units for it; elsewhere it is emulated and slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 def strongest(evidence: Tensor, share: float = 0.01) -> Tensor:

@@ -31,7 +31,7 @@ def _training() -> TrainConfig:
     return TrainConfig(
         steps=400,
         batch_size=32,
-        precision="bf16",
+        precision="auto",
         schedule="cosine",
         final_factor=0.03,
         warmup=30,

@@ -50,7 +50,7 @@ def _training() -> TrainConfig:
         ema_half_life=3000,
         ema_unit="images",
         ema_ramp=0.05,
-        precision="bf16",
+        precision="auto",
         validate_every=500,
         checkpoint_every=500,
         sample_every=500,

@@ -11,6 +11,7 @@ from counterscan.nets.text_image import TinyClipConfig
 from counterscan.text.contrastive import Similarity
 from counterscan.training import TrainConfig
 from counterscan.training.config import plain
+from counterscan.training.precision import Precision
 
 Loss = Literal["info-nce", "soft", "sigmoid", "sigmoid-soft"]
 _LOSSES = ("info-nce", "soft", "sigmoid", "sigmoid-soft")
@@ -53,7 +54,7 @@ class ClipConfig:
         steps: length of training in batches.
         batch_size: pairs per step, each the others' contrast.
         seed: of weights, batches, views and sentences.
-        precision: "bf16" halves the time of a step on CPUs with bfloat16 units.
+        precision: "auto" computes in bfloat16 where that is fast; see ``training.precision``.
         threads: CPU threads; 0 leaves torch's choice.
         device: "auto" takes the GPU when there is one.
         tensorboard: write event files.
@@ -83,7 +84,7 @@ class ClipConfig:
     steps: int = 1500
     batch_size: int = 96
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "auto"
     threads: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tensorboard: bool = True

@@ -6,12 +6,13 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
 from counterscan.errors import InputError
 from counterscan.files import write_text
+from counterscan.training.precision import Precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,8 @@ class TrainConfig:
         threads: CPU threads of torch; 0 leaves torch's choice. Bit-exact resume needs the same number.
         device: "auto" takes the GPU when there is one.
         precision: "bf16" makes ``ctx.autocast()`` compute in bfloat16; weights stay float32. Halves the step time on a
-            CPU with AMX (a U-Net of base 16, batch 16 at 64 px, one thread: 0.11 s for 0.20 s).
+            CPU with AMX (a U-Net of base 16, batch 16 at 64 px, one thread: 0.11 s for 0.20 s). "auto" does so where
+            it is fast, see ``training.precision``.
         channels_last: keep 4-D weights and images in NHWC order, meant for convolutions on GPUs. On that CPU it gained
             a tenth in fp32 and cost eager bf16 half its speed-up (0.16 s); medXGAN+'s networks gain from it in
             bf16 as well.
@@ -55,7 +57,7 @@ class TrainConfig:
     seed: int = 0
     threads: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     channels_last: bool = False
     compile: bool = False
     prefetch: bool = True
@@ -104,7 +106,7 @@ class TrainConfig:
 
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
-    "precision": ("fp32", "bf16"),
+    "precision": get_args(Precision),
     "schedule": ("const", "linear", "cosine"),
     "ema_unit": ("steps", "images"),
     "best_mode": ("max", "min"),
@@ -117,6 +119,7 @@ MAY_CHANGE = {
         "steps",
         "threads",
         "device",
+        "precision",
         "prefetch",
         "checkpoint_every",
         "keep",

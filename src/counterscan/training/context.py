@@ -17,6 +17,7 @@ from counterscan.training.config import TrainConfig
 from counterscan.training.distributed import World, average_gradients
 from counterscan.training.ema import EMA
 from counterscan.training.guards import NonFiniteError, describe
+from counterscan.training.precision import autocast
 
 if TYPE_CHECKING:
     from counterscan.training.feed import Feed
@@ -108,7 +109,7 @@ class Context:
 
     def autocast(self, enabled: bool = True) -> contextlib.AbstractContextManager[Any]:
         """bfloat16 when the run's precision says so; ``autocast(False)`` inside it for parts that need float32 (R1)."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled and self.config.precision == "bf16")
+        return autocast(self.device, self.config.precision, enabled)
 
     def compile(self, module: nn.Module) -> Any:
         """``torch.compile`` of a module, once, if the run compiles; else the module.
