@@ -14,7 +14,7 @@ import hashlib
 import io
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -221,8 +221,7 @@ def train_arm(study: Study, arm: Arm, number: int) -> str:
     seed_everything(config.seed)
     task = StudyTask(Classifier(config.model, study.findings), config)
     about = {**config.system(), "arm": arm.name, "rows": len(rows), "targets": _digest(rows)}
-    loop = replace(config.training(), channels_last=True)  # a fifth faster in bfloat16
-    train(task, rows, loop, path.parent, sampler=sampler, settings=about)
+    train(task, rows, config.training(), path.parent, sampler=sampler, settings=about)
     classifier = task.modules["classifier"]
     if study.config.auc_steps:
         classifier = _deep_auc(study, classifier, rows, sampler, config, path.parent / "auc", about)

@@ -87,7 +87,7 @@ def load(folder: Path, classifier: nn.Module | None, device: str = "cpu") -> Med
         limits = {finding: Limits(**limit) for finding, limit in settings["limits"].items()}
         recipe = IntensityRecipe.from_dict(settings["recipe"]) if settings["recipe"] is not None else None
         count = settings.get("witnesses", 0)
-        witnesses = [channels_last(classifier_from(folder / WITNESSES / str(n), device)) for n in range(count)]
+        witnesses = [classifier_from(folder / WITNESSES / str(n), device) for n in range(count)]
     if classifier is None:
         raise InputError(
             "this explainer was made for a classifier that is not kept with it",

@@ -148,7 +148,7 @@ def from_run(
     explainer = MedXGAN(
         networks,
         classifier,
-        witnesses=[channels_last(witness).to(place) for witness in witnesses],
+        witnesses=[witness.to(place) for witness in witnesses],
         config=config.explain,
         size=store.size,
         recipe=store.recipe,
