@@ -70,12 +70,14 @@ def test_psnr_by_hand() -> None:
     assert psnr(x, again)[0] > 100
 
 
-def persuaded(x: Tensor, **changes: float) -> tuple[Code, Code]:
-    """Ends of images before and after; the margin is the mean of the image."""
+def persuaded(x: Tensor, wanted: float = -100.0, **changes: float) -> tuple[Code, Code]:
+    """Ends of images before and after; the margin is the mean of the image, by default never small enough."""
     net = networks()
     end = net.encode(x).scaled(0.0, 0).detach()
     config = PersuadeConfig(**{"rate": 0.03, "stay": 0.0, **changes})  # type: ignore[arg-type]
-    return end, persuade(end, net.generate, lambda image: image, lambda image: classifier(image)[:, 0], config)
+    return end, persuade(
+        end, net.generate, lambda image, _: image, lambda image: classifier(image)[:, 0], config, wanted
+    )
 
 
 def test_persuasion_lowers_the_margin_by_the_anatomy_alone() -> None:
@@ -105,6 +107,23 @@ def test_persuasion_is_repeatable_and_each_image_is_moved_by_itself() -> None:
     _, alone = persuaded(x[1:2])
     assert torch.equal(together.z1, again.z1)
     torch.testing.assert_close(together.z1[1:2], alone.z1, atol=1e-4, rtol=1e-3)
+
+
+def test_persuasion_ends_where_enough_is_reached_and_the_others_go_on_as_alone() -> None:
+    x, net = images(), networks()
+    end, far = persuaded(x)
+    with torch.no_grad():
+        first, last = (classifier(net.generate(code))[:, 0] for code in (end, far))
+    wanted = float((first + last).mean() / 2)  # half way
+    _, early = persuaded(x, wanted, enough=0.0, noise=0.0, move=0.0)
+    _, alone = persuaded(x[1:2], wanted, enough=0.0, noise=0.0, move=0.0)
+    with torch.no_grad():
+        reached = classifier(net.generate(early))[:, 0]
+        change = (net.generate(early) - net.generate(end)).abs().mean()
+        whole = (net.generate(far) - net.generate(end)).abs().mean()
+    assert (reached <= wanted).all()
+    assert change < 0.9 * whole
+    torch.testing.assert_close(early.z1[1:2], alone.z1, atol=1e-4, rtol=1e-3)
 
 
 def test_no_steps_of_persuasion_keep_the_code() -> None:

@@ -78,8 +78,9 @@ class PersuadeConfig:
     """Descent on the anatomy of a counterpart that the classifier does not believe yet.
 
     Attributes:
-        steps: of Adam; 0 leaves the code.
+        steps: of Adam at most; 0 leaves the code.
         rate: its learning rate.
+        enough: an image's descent ends early once its margin is this far below what is asked for.
         stay: weight of the image staying where it was.
         noise, move: of what the classifier is shown, as in training; see ``medxgan.objective``.
         within: threshold of ``transfer_mask`` on the first difference; nothing is changed elsewhere.
@@ -87,6 +88,7 @@ class PersuadeConfig:
 
     steps: int = 40
     rate: float = 0.01
+    enough: float = 1.0
     stay: float = 10.0
     noise: float = 0.05
     move: float = 0.03
@@ -96,23 +98,25 @@ class PersuadeConfig:
 def persuade(
     end: Code,
     generate: Generate,
-    shown: Callable[[Tensor], Tensor],
+    shown: Callable[[Tensor, Tensor], Tensor],
     margin: Callable[[Tensor], Tensor],
     config: PersuadeConfig,
+    wanted: float,
 ) -> Code:
     """Move z1 until the classifier sees less of what is not wanted; z2 stays.
 
     The generator's counterpart is the best that one code of z2 can do; where the classifier still objects, what it
     objects to is looked for in the anatomy. Minimises ``softplus(margin) + stay * mean |G - G at the start|`` for every
     image, the margin of a noisy, slightly moved image, so that no texture only this classifier reacts to will do. Noise
-    and moves are the same for all images of a batch and in every call.
+    and moves are the same for all images of a batch and in every call, so that each goes as it would go alone.
 
     Args:
         end: codes of counterparts.
         generate: code to images.
-        shown: those images to what the classifier is to judge, differentiably.
-        margin: images to (N,), positive where the classifier objects.
+        shown: images (M, 1, H, W) of some rows (M,) of ``end`` to what the classifier is to judge, differentiably.
+        margin: images to (M,), positive where the classifier objects.
         config: see ``PersuadeConfig``.
+        wanted: margin that is asked for.
 
     Returns:
         The codes, detached.
@@ -124,16 +128,22 @@ def persuade(
     dice = torch.Generator().manual_seed(0)
     with torch.no_grad():
         start = generate(Code(z1, z2)).float()
+    moved, left = z1.detach().clone(), torch.arange(len(z1), device=z1.device)
     with torch.enable_grad():
         for _ in range(config.steps):
-            image = generate(Code(z1, z2)).float()
-            judged = shift_together(shown(image), config.move, dice)
+            image = generate(Code(z1[left], z2[left])).float()
+            judged = shift_together(shown(image, left), config.move, dice)
             judged = judged + config.noise * torch.randn(start.shape[1:], generator=dice).to(start)
-            loss = F.softplus(margin(judged)) + config.stay * (image - start).abs().flatten(1).mean(dim=1)
+            objection = margin(judged)
+            loss = F.softplus(objection) + config.stay * (image - start[left]).abs().flatten(1).mean(dim=1)
             adam.zero_grad(set_to_none=True)
             loss.sum().backward(inputs=[z1])
             adam.step()
-    return Code(z1, z2).detach()
+            moved[left] = z1.detach()[left]
+            left = left[objection.detach() > wanted - config.enough]
+            if not len(left):
+                break
+    return Code(moved, z2)
 
 
 def latent_optimisation(

@@ -7,6 +7,7 @@ y moved on within m, then larger differences        where no m convinces
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -120,11 +121,12 @@ class CounterpartSearch:
         config, again = self.config.persuade, self.again[rows]
         within = self.inside[rows] * transfer_mask(goal.image[rows] - again, threshold=config.within)
 
-        def shown(image: Tensor) -> Tensor:
-            change = within * (image - again)
-            return self._carried(change, transfer_mask(change.detach(), threshold=self.config.masks[-1]), rows)
+        def shown(image: Tensor, some: Tensor) -> Tensor:
+            change = within[some] * (image - again[some])
+            return self._carried(change, transfer_mask(change.detach(), threshold=self.config.masks[-1]), rows[some])
 
-        moved = persuade(goal.end.select(rows), self.networks.generate, shown, self._margin, config)
+        wanted = math.log(self.config.sure / (1 - self.config.sure))
+        moved = persuade(goal.end.select(rows), self.networks.generate, shown, self._margin, config, wanted)
         return goal.replaced(rows, moved, self.networks.generate(moved).float(), within)
 
     def _smallest(self, goal: _Goal, boosts: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
