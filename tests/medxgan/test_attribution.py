@@ -9,7 +9,6 @@ from counterscan.medxgan import (
     gradients_of,
     path_integrated_gradients,
     straight_path,
-    transfer_mask,
 )
 from tests.medxgan.ladders import Curved
 
@@ -89,14 +88,3 @@ def test_a_straight_path_has_both_ends() -> None:
     assert torch.equal(path[0], start)
     assert torch.equal(path[-1], end)
     torch.testing.assert_close(path[1], torch.full_like(start, 0.25))
-
-
-def test_transfer_happens_around_the_difference_only() -> None:
-    difference = torch.zeros(2, 1, 40, 40)
-    difference[0, 0, 10:13, 10:13] = -0.5
-    difference[1, 0, 20, 20] = 0.001  # below the floor: nothing to transfer
-    mask = transfer_mask(difference)
-    assert mask[0, 0, 11, 11] == 1
-    assert 0 < mask[0, 0, 11, 15] <= 1
-    assert (mask[0, 0, 20:] == 0).all()
-    assert (mask[1] == 0).all()

@@ -5,7 +5,6 @@ from counterscan.medxgan.attribution import (
     gradients_of,
     path_integrated_gradients,
     straight_path,
-    transfer_mask,
 )
 from counterscan.medxgan.explain_config import ExplainConfig
 from counterscan.medxgan.explainer import Limits, MedXGAN
@@ -38,5 +37,4 @@ __all__ = [
     "refine",
     "straight_path",
     "train_witnesses",
-    "transfer_mask",
 ]

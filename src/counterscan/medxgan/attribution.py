@@ -87,25 +87,3 @@ def gradients_of(images: Tensor, output: Output, *, batch_size: int = 128) -> Te
             (gradient,) = torch.autograd.grad(output(x).sum(), x)
         parts.append(gradient.detach())
     return torch.cat(parts) if parts else torch.zeros_like(images)
-
-
-def transfer_mask(difference: Tensor, *, threshold: float = 0.1, reach: float = 0.05, floor: float = 0.02) -> Tensor:
-    """Where residual transfer may change the image: around the strongest differences, with a soft border.
-
-    Args:
-        difference: G(z1, 0) - G(z1, z2), (N, 1, H, W).
-        threshold: share of each image's largest |difference| that counts.
-        reach: how far beyond it the mask extends, as a share of the width.
-        floor: |difference| that counts at least, so that a negative image's rest is not blown up.
-
-    Returns:
-        (N, 1, H, W) in [0, 1], exactly 0 away from the differences: there the image's own pixels stay bit for bit.
-    """
-    size = difference.abs()
-    level = (threshold * size.flatten(1).amax(dim=1)).clamp_min(floor).view(-1, 1, 1, 1)
-    inside = (size > level).to(difference.dtype)
-    radius = max(1, round(reach * difference.shape[-1]))
-    kernel = 2 * radius + 1
-    grown = torch.nn.functional.max_pool2d(inside, kernel, stride=1, padding=radius)
-    soft = torch.nn.functional.avg_pool2d(grown, 3, stride=1, padding=1, count_include_pad=False)
-    return soft

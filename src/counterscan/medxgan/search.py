@@ -16,11 +16,10 @@ from torch import Tensor
 
 from counterscan.counterpart import Query
 from counterscan.errors import InputError
-from counterscan.medxgan.attribution import transfer_mask
 from counterscan.medxgan.explain_config import CALLED, ExplainConfig
 from counterscan.medxgan.inversion import persuade
 from counterscan.medxgan.model import Code, MedXGANNetworks
-from counterscan.texture import kept_texture
+from counterscan.transfer import kept_texture, transfer_mask
 
 
 class CounterpartSearch:

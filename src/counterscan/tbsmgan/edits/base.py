@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from counterscan.errors import InputError
 from counterscan.tbsmgan.edits.prompt import Prompt, TextDirections, TextImage
 from counterscan.tbsmgan.generator import PSI, StyleGAN
-from counterscan.texture import kept_texture
 from counterscan.training.checkpoint import weights_digest
+from counterscan.transfer import kept_texture
 
 _BATCH = 64
 _DRAWS = 4096
