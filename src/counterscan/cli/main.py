@@ -24,6 +24,7 @@ from typing import Any
 
 from counterscan import __version__
 from counterscan.errors import CounterscanError
+from counterscan.memory import keep_freed_memory
 
 # verb -> (module, help)
 VERBS: Mapping[str, tuple[str, str]] = {
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         verb = _choose("counterscan", listing, arguments)
         if verb is None:
             return 0
+        keep_freed_memory()
         module = importlib.import_module(VERBS[verb][0])
         return run_commands(f"counterscan {verb}", module.COMMANDS, arguments[1:])
     except CounterscanError as error:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from counterscan.errors import InputError
+from counterscan.memory import keep_freed_memory
 from counterscan.training import distributed
 from counterscan.training.config import TrainConfig, settle_config
 from counterscan.training.feed import DataSource, Feed
@@ -88,6 +89,7 @@ def _prepared(
             stack.callback(distributed.leave)
         if config.threads:
             torch.set_num_threads(config.threads)
+        keep_freed_memory()
         if config.batch_size % world.size:
             raise InputError(f"must be a multiple of the {world.size} processes", field="batch_size")
         try:
