@@ -7,7 +7,8 @@
 Three runs each, every one with patients of its own to test (a fold, or for the phantom films of its own), its own
 seed, explained classifier, oracle (other seed and architecture), explainer and rivals; the published recipe is trained
 for the CPU time that medXGAN+ took and explains a sample with its 5,000-step inversion. Figures are pooled over the
-tested images. What is done is kept: the same command goes on after an interruption.
+tested images. What is done is kept: the same command goes on after an interruption, and one that asks otherwise only
+judges anew.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from counterscan.medxgan import ExplainConfig, MedXGAN
 from counterscan.medxgan.published import PublishedConfig, PublishedMedXGAN
 from counterscan.medxgan.training import MedXGANConfig, fit
 from counterscan.nets.cnn import ClassifierConfig
+from counterscan.training.config import plain
 
 ORACLE = ClassifierConfig(widths=(24, 48, 96), pool="gap")  # wider, shallower, and pooled otherwise
 _TIMED = 30  # steps of the published recipe from which its time is told
@@ -123,8 +125,11 @@ def one_run(options: Options, run: int) -> tuple[int, dict[str, float]]:
     torch.set_num_threads(1)
     store, folder = options.store(run), options.out / f"run{run}"
     folder.mkdir(parents=True, exist_ok=True)
+    asked = plain({name: getattr(options, name) for name in ("masks", "most", "sample", "slow", "published")})
     if (folder / "done.json").exists():
-        return run, read_json(folder / "done.json")
+        done = read_json(folder / "done.json")
+        if done["asked"] == asked:
+            return run, done["took"]
     took = {}
     for name, seed, model in (("classifier", 100 + run, ClassifierConfig()), ("oracle", 200 + run, ORACLE)):
         work = partial(train_classifier, store, folder / name, options.classifier(seed, model))
@@ -152,7 +157,7 @@ def one_run(options: Options, run: int) -> tuple[int, dict[str, float]]:
         sample=options.sample,
         run=folder / "medxgan",
     )
-    write_json(folder / "done.json", took)
+    write_json(folder / "done.json", {"asked": asked, "took": took})
     return run, took
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterscan.errors import InputError
 from counterscan.medxgan import Code, PersuadeConfig, RefineConfig, latent_optimisation, persuade, refine
 from counterscan.metrics.validity import psnr
 from tests.medxgan.grids import images, networks
@@ -43,11 +44,25 @@ def test_images_are_refined_each_by_itself() -> None:
 def test_matching_the_classifier_closes_the_gap() -> None:
     net, x = networks(), images()
     gaps = []
-    for match in (0.0, 5.0):
-        config = RefineConfig(steps=60, rate=0.03, match=match)
+    for match, every in ((0.0, 1), (5.0, 1), (5.0, 3)):
+        config = RefineConfig(steps=60, rate=0.03, match=match, match_every=every)
         code = refine(x, net.encode(x), net.generate, classifier, config)
         gaps.append((classifier(net.generate(code)) - classifier(x)).abs().mean().item())
     assert gaps[1] < 0.5 * gaps[0]
+    assert gaps[2] < 0.8 * gaps[0]
+
+
+def test_the_classifier_is_asked_in_every_few_steps_only() -> None:
+    net, x, asked = networks(), images(), []
+
+    def counted(images: Tensor) -> Tensor:
+        asked.append(len(images))
+        return classifier(images)
+
+    refine(x, net.encode(x), net.generate, counted, RefineConfig(steps=7, match_every=3))
+    assert asked == [len(x)] * 3  # for the images themselves, then in steps 3 and 6
+    with pytest.raises(InputError, match="match_every"):
+        RefineConfig(match_every=0)
 
 
 def test_latent_optimisation_finds_a_code_without_an_encoder() -> None:
