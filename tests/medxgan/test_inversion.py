@@ -130,8 +130,8 @@ def test_persuasion_ends_where_enough_is_reached_and_the_others_go_on_as_alone()
     with torch.no_grad():
         first, last = (classifier(net.generate(code))[:, 0] for code in (end, far))
     wanted = float((first + last).mean() / 2)  # half way
-    _, early = persuaded(x, wanted, enough=0.0, noise=0.0, move=0.0)
-    _, alone = persuaded(x[1:2], wanted, enough=0.0, noise=0.0, move=0.0)
+    _, early = persuaded(x, wanted, noise=0.0, move=0.0)
+    _, alone = persuaded(x[1:2], wanted, noise=0.0, move=0.0)
     with torch.no_grad():
         reached = classifier(net.generate(early))[:, 0]
         change = (net.generate(early) - net.generate(end)).abs().mean()

@@ -89,7 +89,6 @@ class PersuadeConfig:
     Attributes:
         steps: of Adam at most; 0 leaves the code.
         rate: its learning rate.
-        enough: an image's descent ends early once its margin is this far below what is asked for.
         stay: weight of the image staying where it was.
         noise, move: of what the classifier is shown, as in training; see ``medxgan.objective``.
         within: threshold of ``transfer_mask`` on the first difference; nothing is changed elsewhere.
@@ -97,7 +96,6 @@ class PersuadeConfig:
 
     steps: int = 40
     rate: float = 0.01
-    enough: float = 1.0
     stay: float = 10.0
     noise: float = 0.05
     move: float = 0.03
@@ -125,7 +123,7 @@ def persuade(
         shown: images (M, 1, H, W) of some rows (M,) of ``end`` to what the classifier is to judge, differentiably.
         margin: images to (M,), positive where the classifier objects.
         config: see ``PersuadeConfig``.
-        wanted: margin that is asked for.
+        wanted: margin at which an image's descent ends.
 
     Returns:
         The codes, detached.
@@ -149,7 +147,7 @@ def persuade(
             loss.sum().backward(inputs=[z1])
             adam.step()
             moved[left] = z1.detach()[left]
-            left = left[objection.detach() > wanted - config.enough]
+            left = left[objection.detach() > wanted]
             if not len(left):
                 break
     return Code(moved, z2)
