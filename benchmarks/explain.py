@@ -66,6 +66,8 @@ class Options:
     """Tested images of each run at most."""
     masks: tuple[float, ...] = ExplainConfig().masks
     """Thresholds of the transfer mask, tried in turn."""
+    rivals: tuple[str, ...] = ()
+    """Who enters beside medXGAN+, by the names in the tables; all by default."""
     slow: tuple[str, ...] = ("RISE",)
     """Rivals that are asked about the sample only."""
     published: bool = True
@@ -125,7 +127,7 @@ def one_run(options: Options, run: int) -> tuple[int, dict[str, float]]:
     torch.set_num_threads(1)
     store, folder = options.store(run), options.out / f"run{run}"
     folder.mkdir(parents=True, exist_ok=True)
-    asked = plain({name: getattr(options, name) for name in ("masks", "most", "sample", "slow", "published")})
+    asked = plain({name: getattr(options, name) for name in ("masks", "most", "sample", "rivals", "slow", "published")})
     if (folder / "done.json").exists():
         done = read_json(folder / "done.json")
         if done["asked"] == asked:
@@ -153,6 +155,7 @@ def one_run(options: Options, run: int) -> tuple[int, dict[str, float]]:
         findings=(options.finding,),
         oracle=load_classifier(folder / "oracle"),
         published=published,
+        rivals=options.rivals,
         slow=options.slow,
         sample=options.sample,
         run=folder / "medxgan",

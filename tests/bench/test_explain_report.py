@@ -167,6 +167,14 @@ def test_rivals_get_our_smoothing_and_are_quick_only_when_told() -> None:
     assert quick.systems["GradientSHAP"].settings()["baseline"] == f"{healthy} images"  # type: ignore[attr-defined]
 
 
+def test_only_the_rivals_that_are_named_enter() -> None:
+    peers = explain_peers(explainer(), store(), FINDING, rivals=("RISE", "medXGAN+, LIG"))
+    assert list(peers.systems) == ["medXGAN+", "medXGAN+, LIG", "RISE"] == list(peers.factories)
+    assert peers.notes == ()  # what was not asked for is not missed
+    with pytest.raises(InputError, match="rivals: there is no 'Rise'.*'RISE'"):
+        explain_peers(explainer(), store(), FINDING, rivals=("Rise",))
+
+
 def test_a_factory_builds_the_same_around_another_classifier() -> None:
     own, images = explainer(), store()
     peers, other = explain_peers(own, images, FINDING, quick=True), randomised(own.classifier)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -105,6 +105,7 @@ def explain_peers(
     *,
     folder: str | Path | None = None,
     published: PublishedMedXGAN | None = None,
+    rivals: Sequence[str] = (),
 ) -> Peers:
     """The explainer and its rivals, all on its classifier and with its smoothing and spreading.
 
@@ -117,6 +118,10 @@ def explain_peers(
         quick: few samples, masks and steps, for tests and demonstrations.
         folder: where that autoencoder is trained, once; without it Latent Shift is left out.
         published: the published medXGAN, trained for the same classifier.
+        rivals: who else enters beside the explainer, by name; all by default.
+
+    Raises:
+        InputError: a rival that there is not.
     """
     care = care or Care(smoothing=explainer.config.smoothing, reach=explainer.config.reach)
     own, given = explainer.name, _QUICK if quick else {name: {} for name in _QUICK}
@@ -154,6 +159,12 @@ def explain_peers(
         Wachter.name: partial(Wachter, care=care, **given["wachter"]),
         LatentShift.name: partial(_latent_shift, store=store, folder=folder, care=care, quick=quick),
     }
+    for name in rivals:
+        if name not in factories or name == own:
+            known = ", ".join(repr(other) for other in factories if other != own)
+            raise InputError(f"there is no {name!r}", field="rivals", remedy=f"There are {known}")
+    if rivals:
+        factories = {name: factory for name, factory in factories.items() if name in (own, *rivals)}
     systems, notes = dict[str, System](), []
     for name, factory in list(factories.items()):
         try:

@@ -84,6 +84,7 @@ def evaluate_explainer(
     oracle: nn.Module | None = None,
     published: PublishedMedXGAN | None = None,
     inception: Extractor | None = None,
+    rivals: Sequence[str] = (),
     slow: Sequence[str] = (),
     sample: int = 12,
     quick: bool = False,
@@ -107,6 +108,7 @@ def evaluate_explainer(
         oracle: classifier trained independently, for the oracle's flips and as space of KID and FID.
         published: see ``explain_peers``.
         inception: a further space: images (M, 1, H, W) in [-1, 1] to features (M, D).
+        rivals: see ``explain_peers``.
         slow: rivals that are asked about the sample only and whose stability and randomisation are not measured.
         sample: images for what is slow: stability, randomisation, the published inversion.
         quick: see ``explain_peers``; also fewer probes.
@@ -144,7 +146,7 @@ def evaluate_explainer(
             notes.append(f"{finding} is left out: {error}.")
             continue
         place = folder / safe_name(finding.lower().replace(" ", "_"))
-        peers = explain_peers(explainer, store, finding, quick=quick, folder=folder, published=published)
+        peers = explain_peers(explainer, store, finding, quick=quick, folder=folder, published=published, rivals=rivals)
         trial = evaluate_explainers(
             peers.systems,
             store,

@@ -238,6 +238,8 @@ class _Evaluate:
     """Run folder of a classifier trained independently, with another seed and architecture: does it flip too?"""
     published: Path | None = None
     """Run folder of the published medXGAN, trained for the same classifier."""
+    rivals: tuple[str, ...] = ()
+    """Who enters beside the explainer, by the names in the tables, such as "Grad-CAM" "IG, black"; default: all."""
     sample: int = 12
     """Images for what is slow: stability, randomisation, the published inversion."""
     quick: bool = False
@@ -304,6 +306,7 @@ def _evaluate(self: Any) -> None:
             oracle=None if self.oracle is None else load_classifier(self.oracle, self.device),
             published=published,
             inception=inception,
+            rivals=self.rivals,
             sample=self.sample,
             quick=self.quick,
             cases=self.cases,
