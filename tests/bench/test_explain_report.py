@@ -171,7 +171,7 @@ def test_only_the_rivals_that_are_named_enter() -> None:
     peers = explain_peers(explainer(), store(), FINDING, rivals=("RISE", "medXGAN+, LIG"))
     assert list(peers.systems) == ["medXGAN+", "medXGAN+, LIG", "RISE"] == list(peers.factories)
     assert peers.notes == ()  # what was not asked for is not missed
-    with pytest.raises(InputError, match="rivals: there is no 'Rise'.*'RISE'"):
+    with pytest.raises(InputError, match=r"rivals: there is no 'Rise'.*'RISE'"):
         explain_peers(explainer(), store(), FINDING, rivals=("Rise",))
 
 
