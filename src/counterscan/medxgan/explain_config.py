@@ -28,7 +28,7 @@ class ExplainConfig:
             that comes nearest is the answer.
         sure: probability of the finding at which the classifier is sure that it is gone; 1 - sure that it is there.
             One half would take the first change that tips the call, which other classifiers follow less often. Where
-            half of the real images do not reach it, what they reach is enough; see ``explainer.Limits``.
+            nine tenths of the real images do not reach it, what the rest reaches is enough; see ``explainer.Limits``.
         evidence: which map is the main one: "lig", which asks the classifier where the change mattered, "difference",
             the change itself, or "ig_negative".
         smoothing, reach: of the evidence; see ``counterscan.care.Care``, whose views are not used here.

@@ -40,8 +40,8 @@ class Limits:
     Attributes:
         psnr: least PSNR of the reconstruction in dB.
         gap: largest difference of the explained logit between image and reconstruction.
-        absent, present: what half of the images that the classifier calls negative, and of those that it calls
-            positive, leave of the opposite: the highest probability of it that classifier and witnesses give. A
+        absent, present: what the surest tenth of the images that the classifier calls negative, and of those that it
+            calls positive, leave of the opposite: the highest probability of it that classifier and witnesses give. A
             counterpart is asked for no more than that.
     """
 
@@ -51,7 +51,7 @@ class Limits:
     present: float = 0.0
 
     def doubt(self, direction: Direction) -> float:
-        """What half of the real images that are as a counterpart is to be leave of the opposite."""
+        """What the surest tenth of the real images that are as a counterpart is to be leave of the opposite."""
         return self.absent if direction == "remove" else self.present
 
 

@@ -94,7 +94,7 @@ class PersuadeConfig:
         within: threshold of ``transfer_mask`` on the first difference; nothing is changed elsewhere.
     """
 
-    steps: int = 40
+    steps: int = 20
     rate: float = 0.01
     stay: float = 10.0
     noise: float = 0.05
