@@ -223,18 +223,21 @@ class Speed(Trained):
 
     published_images: int = 2
     """Images that the published 5,000-step inversion is asked about."""
+    rivals: tuple[str, ...] = ("Grad-CAM", "IG, black", "SmoothGrad", "Occlusion", "RISE", "Wachter", "Latent Shift")
+    """Who is timed beside medXGAN+."""
 
     def run(self) -> None:
         """All of it."""
         store, _, rows = self.open()
         explainer = MedXGAN.from_pretrained(self.run_folder / "medxgan" / "model")
-        peers = explain_peers(explainer, store, self.finding, folder=self.run_folder / "evaluation")
+        place = self.run_folder / "evaluation"
+        peers = explain_peers(explainer, store, self.finding, folder=place, rivals=self.rivals)
         asked: list[tuple[str, int, Callable[[Tensor], object]]] = []
         for steps in (0, 50, 200):
             system = explainer.variant(config=replace(explainer.config, refine=RefineConfig(steps=steps)))
             for count in (1, 4, 12) if steps == 50 else (1, 12):
                 asked.append((f"medXGAN+, {steps} steps", count, lambda x, s=system: s.explain(x, self.finding)))
-        for name in ("Grad-CAM", "IG, black", "SmoothGrad", "Occlusion", "RISE", "Wachter", "Latent Shift"):
+        for name in self.rivals:
             system = peers.systems[name]
             asked.append((name, 12, lambda x, s=system: s.counterparts(StudyBatch(x), Query(self.finding))))
         taken: dict[tuple[str, int], list[float]] = {}
