@@ -140,14 +140,16 @@ class MedXGAN:
     def variant(self, *, classifier: nn.Module | None = None, config: ExplainConfig | None = None) -> MedXGAN:
         """The same networks explaining in another way, or for another classifier, of which no witness has learned."""
         other = classifier is not None and classifier is not self.classifier
-        limits = {finding: replace(limit, absent=0.0, present=0.0) for finding, limit in self.limits.items()}
+        limits = self.limits
+        if other:  # what real images reach is known of the explained classifier alone
+            limits = {finding: replace(limit, absent=0.0, present=0.0) for finding, limit in limits.items()}
         return MedXGAN(
             self.networks,
             classifier if classifier is not None else self.classifier,
             witnesses=() if other else self.witnesses,
             config=config or self.config,
             donors=self.donors,
-            limits=limits if other else self.limits,
+            limits=limits,
             size=self.size,
             recipe=self.recipe,
             checkpoint=self.checkpoint,
