@@ -162,6 +162,7 @@ class AutoencoderConfig:
         """Settings of the loop."""
         return TrainConfig(
             **{name: getattr(self, name) for name in _LOOP},
+            channels_last=True,
             schedule="cosine",
             warmup=round(self.warmup * self.steps),
             grad_clip=1.0,
