@@ -11,8 +11,9 @@ sides and severity from the attributes. Bodies are new samples without the findi
 Each strength is tried on all bodies; "fitted" moves every body until the gate's verifiers see the finding.
 
 Success: share of edits that the judge calls positive, of bodies that it calls negative. Off-target: mean |change| of
-the other findings' probabilities. Accepted: share that the gate lets through. Failed rejected: share of the edits
-without success that the gate stops. Accepted true: share of those it lets through that the judge calls positive.
+the other findings' probabilities; beside it that between the phantom's films and their twins, which a perfect edit has.
+Accepted: share that the gate lets through. Failed rejected: share of the edits without success that the gate stops.
+Accepted true: share of those it lets through that the judge calls positive.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ class SteeringBenchmark:
             self._finding(finding)
         sides = [row for finding in self.findings or SIDED if finding in SIDED for row in self._sides(finding)]
         degrees = [self._degree(finding) for finding in self.findings or self._gan.findings]
-        self._write(aucs, known, sides, degrees, {"measuring channels, s": measuring, **self._speed()})
+        changes = self._true_changes(store)
+        self._write(aucs, known, changes, sides, degrees, {"measuring channels, s": measuring, **self._speed()})
 
     def _train(
         self, store: PreparedStore, name: str, seed: int, widths: tuple[int, ...], findings: Sequence[str] = ()
@@ -130,6 +132,19 @@ class SteeringBenchmark:
         test = wide.subset(wide.split == "test")
         areas = roc_auc(predict_logits(judge, test), torch.from_numpy(test.labels))
         return judge, dict(zip(judge.findings, areas.tolist(), strict=True))
+
+    def _true_changes(self, store: PreparedStore) -> dict[str, float]:
+        """What a perfect edit changes: finding -> the judge's off-target change between test films that have it alone
+        and their twins without it."""
+        test = store.subset(store.split == "test")
+        alone = test.labels.sum(axis=1) == 1
+        columns = [self._judge.findings.index(name) for name in store.findings]
+        changes = {}
+        for at, name in enumerate(store.findings):
+            rows = np.flatnonzero(alone & (test.labels[:, at] == 1))
+            change = self._judged(test.images(rows)) - self._judged(test.twins(rows))
+            changes[name] = float(change[:, [k for i, k in enumerate(columns) if i != at]].abs().mean())
+        return changes
 
     def _judged(self, images: Tensor) -> Tensor:
         """(N, C) probabilities of the judge."""
@@ -227,7 +242,7 @@ class SteeringBenchmark:
         return rows
 
     def _degree(self, finding: str) -> dict[str, Any]:
-        """Stronger with strength; and more severe when the text says so."""
+        """Stronger with strength; and more severe, in fitted edits, when the text says so."""
         row: dict[str, Any] = {"finding": finding}
         bodies, at = self._bodies(finding, self.count), self._judge.findings.index(finding)
         for method in ("style", "learned"):
@@ -236,10 +251,11 @@ class SteeringBenchmark:
             row[f"{method}: p rises with strength"] = float((seen[1:] >= seen[:-1] - 1e-3).double().mean())
             severe = self._judge.findings.index(f"{finding} severe")
             told = {}
-            for word in ("mild", "severe"):
+            for word in ("mild", "moderate", "severe"):
                 prompt = self._steering.prompt(f"{word} {finding.lower()}", force=True)
-                told[word] = float(self._judged(editor.edit(bodies, prompt, 3.0).after)[:, severe].mean())
-            row[f"{method}: P(severe), mild / severe asked"] = f"{told['mild']:.2f} / {told['severe']:.2f}"
+                fitted = self._fitted(editor, prompt, bodies, self.strengths)
+                told[word] = float(self._judged(fitted.after)[:, severe].mean())
+            row[f"{method}: P(severe), {' / '.join(told)} asked"] = " / ".join(f"{p:.2f}" for p in told.values())
         return row
 
     def _speed(self) -> dict[str, float]:
@@ -263,6 +279,7 @@ class SteeringBenchmark:
         self,
         aucs: dict[str, float],
         known: Any,
+        changes: dict[str, float],
         sides: list[dict[str, Any]],
         degrees: list[dict[str, Any]],
         seconds: dict[str, float],
@@ -275,6 +292,7 @@ class SteeringBenchmark:
                 "zero-shot AUC": known.auc.get(name, math.nan) if known is not None else math.nan,
                 "judge's AUC": aucs[name],
                 "judge's AUC of the side": aucs.get(f"{name} left", math.nan),
+                "off-target of true pairs": changes[name],
             }
             for name in self._gan.findings
         ]

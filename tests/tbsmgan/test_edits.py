@@ -53,7 +53,7 @@ def test_a_name_gives_the_banks_phrases_and_free_text_its_side() -> None:
     assert (EDEMA.finding, EDEMA.side, EDEMA.mirrored) == ("Edema", "", ())
     assert set(EDEMA.phrases.positives) == {"edema", "severe edema"}
     sided = parse("small left pleural effusion", BANK, ReportReader(), LinearText())
-    assert (sided.finding, sided.side, sided.degree) == ("Pleural Effusion", "left", "small")
+    assert (sided.finding, sided.side, sided.degree, sided.severity) == ("Pleural Effusion", "left", "small", 1.0)
     assert sided.phrases.positives == ("small left pleural effusion", "left pleural effusion")
     assert sided.mirrored == ("small right pleural effusion", "right pleural effusion")
     assert parse("severe edema", BANK, ReportReader(), LinearText()).phrases.positives == ("severe edema", "edema")

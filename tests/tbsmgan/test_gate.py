@@ -185,13 +185,18 @@ def test_rates_add_up(gate: Gate) -> None:
     assert Tally(dict(tally.counts)).table() == tally.table()
 
 
-def test_bodies_move_until_it_is_seen_and_one_step_beyond(gate: Gate) -> None:
+@pytest.mark.parametrize(("severity", "further"), [(None, 1), (1.0, 0), (2.0, 1), (2.5, 1), (3.0, 3)])
+def test_bodies_move_until_it_is_seen_and_as_far_beyond_as_asked(
+    gate: Gate, severity: float | None, further: int
+) -> None:
     gan = linear_gan()
     config = StyleConfig(images=8, channels=1, usual=4.0)
     editor = StyleDirections(gan, texts(), measure(gan, LinearText(), config), config)  # type: ignore[arg-type]
     origin = Origin.sample(gan, torch.zeros(40, 2), psi=0.3)
-    ladder = (0.1, 1.0, 2.0, 30.0)
-    parts = list(fit_strengths(editor, EDEMA, gate, origin, ladder))
+    ladder = (0.1, 1.0, 2.0, 2.2, 2.4, 30.0)
+    prompt = replace(EDEMA, severity=severity)
+    assert prompt.further == further
+    parts = list(fit_strengths(editor, prompt, gate, origin, ladder))
     assert sorted(row for part in parts for row in part.rows.tolist()) == list(range(40))  # each body once
     seen = {s: gate.judge(*pair_of(editor, origin, s), "Edema") for s in ladder}
     for part in parts:
@@ -201,8 +206,13 @@ def test_bodies_move_until_it_is_seen_and_one_step_beyond(gate: Gate) -> None:
             if not enough:
                 assert part.edited.strength == ladder[-1]
                 continue
-            beyond = ladder[min(ladder.index(enough[0]) + 1, len(ladder) - 1)]
-            assert part.edited.strength == (beyond if bool(seen[beyond].accepted[row]) else enough[0])
+            start = ladder.index(enough[0])
+            wanted = enough[0]
+            for beyond in ladder[start + 1 : start + 1 + further]:
+                if not bool(seen[beyond].accepted[row]):
+                    break
+                wanted = beyond
+            assert part.edited.strength == wanted
     assert {0.1, 30.0} - {part.edited.strength for part in parts}  # neither all at once nor all at the end
     share = share_accepted(parts)
     assert share == sum(int(part.judged.accepted.sum()) for part in parts) / 40 > 0.1

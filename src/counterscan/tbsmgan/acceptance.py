@@ -88,11 +88,12 @@ def fit_strengths(
     *,
     own: Tensor | None = None,
 ) -> Iterator[Fitted]:
-    """Move each body until the verifiers see what is wanted, and one strength further where that passes, too.
+    """Move each body until the verifiers see what is wanted, and further where that passes, too.
 
     Bodies differ in how far they are from a finding, and what else an edit changes grows with its length; but what just
-    convinces the verifiers convinces others less often. Every body comes once: one strength beyond the smallest at
-    which the gate's "target" holds, or at that one, or at the largest where it never does.
+    convinces the verifiers convinces others less often. Every body comes once: ``prompt.further`` strengths beyond the
+    smallest at which the gate's "target" holds (one, none for what is called mild, three for severe), or as far on the
+    way there as every strength is accepted, or at the largest where it never holds.
 
     Args:
         editor, prompt: what is tried.
@@ -110,8 +111,8 @@ def fit_strengths(
         raise InputError("must be one or more positive numbers", field="strengths")
     origin = origin.shown(editor.gan)
     left, known = torch.arange(len(origin)), None
-    waiting = torch.zeros(len(origin), dtype=torch.bool)  # the strength before was enough
-    before: tuple[Edited, Judgement] | None = None  # of those that are left, at that strength
+    spare = torch.full((len(origin),), -1)  # strengths yet to go; -1 until one was enough
+    before: tuple[Edited, Judgement] | None = None  # of those that are left, at the strength before
     for strength in ladder:
         edited = editor.edit(origin.take(left), prompt, sign * strength, told=False)
         known = gate.opinions(edited.before) if known is None else known
@@ -124,14 +125,16 @@ def fit_strengths(
             own=None if own is None else own[left],
             known=known,
         )
-        back = waiting & ~judged.accepted
-        now = (waiting & judged.accepted) | (~waiting & (strength == ladder[-1]))
+        going = spare >= 0
+        back = going & ~judged.accepted
+        spare = torch.where(going, spare - 1, torch.where(judged.reached, prompt.further, -1))
+        now = ~back & ((spare == 0) | (strength == ladder[-1]))
         if before is not None and bool(back.any()):
             yield Fitted(left[back], before[0].take(back), before[1].take(back))
         if bool(now.any()):
             yield Fitted(left[now], edited.take(now), judged.take(now))
         stay = ~(back | now)
-        left, known, waiting = left[stay], known[:, stay], judged.reached[stay]
+        left, known, spare = left[stay], known[:, stay], spare[stay]
         before = edited.take(stay), judged.take(stay)
         if not len(left):
             return

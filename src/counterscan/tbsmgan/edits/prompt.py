@@ -46,12 +46,14 @@ class Mention:
         present: whether the text says that it is there; hedges count.
         side: "left", "right", "bilateral" or "".
         degree: "mild", "moderate", "severe" or "", in the reader's words.
+        severity: 1 mild or small, 2 moderate, 3 severe or large, halves between; None where nothing is said.
     """
 
     finding: str
     present: bool = True
     side: str = ""
     degree: str = ""
+    severity: float | None = None
 
 
 Reader = Callable[[str], Sequence[Mention]]
@@ -83,7 +85,7 @@ class ReportReader:
                 remedy="Write as a report does, such as 'small left pleural effusion'",
             )
         return [
-            Mention(found.name, found.status != "absent", found.laterality, found.degree)
+            Mention(found.name, found.status != "absent", found.laterality, found.degree, found.severity)
             for found in read.findings
             if is_known(found.name)
         ]
@@ -97,7 +99,7 @@ class Prompt:
         text: as given.
         finding: the one that is steered.
         also: further findings that the text names; they may change, too.
-        side, degree: see ``Mention``.
+        side, degree, severity: see ``Mention``.
         phrases: what says that it is there, that it is not, and that all is well.
         mirrored: phrases that say it is there on the other side; none where no side is asked for.
         strange: words of the text that the text-image model cannot know.
@@ -109,8 +111,19 @@ class Prompt:
     also: tuple[str, ...] = ()
     side: str = ""
     degree: str = ""
+    severity: float | None = None
     mirrored: tuple[str, ...] = ()
     strange: tuple[str, ...] = ()
+
+    @property
+    def further(self) -> int:
+        """How many strengths an edit goes on beyond the first that convinces (``acceptance.fit_strengths``).
+
+        Directions of "mild" and "severe" hardly differ in a text-image model; the length of the move does tell them.
+        """
+        if self.severity is None:
+            return 1
+        return 0 if self.severity < 2 else 1 if self.severity < 3 else 3
 
 
 def parse(text: str, bank: PromptBank, read: Reader, model: object = None) -> Prompt:
@@ -149,7 +162,7 @@ def parse(text: str, bank: PromptBank, read: Reader, model: object = None) -> Pr
     said = Prompts(first.finding, positives, phrases.negatives, phrases.normal)
     also = tuple(dict.fromkeys(m.finding for m in present[1:] if m.finding != first.finding))
     other = tuple(map(mirror, positives)) if first.side in _SIDES else ()
-    return Prompt(text, first.finding, said, also, first.side, first.degree, other, strange)
+    return Prompt(text, first.finding, said, also, first.side, first.degree, first.severity, other, strange)
 
 
 def _asked(text: str, side: str, bank: Sequence[str], model: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
