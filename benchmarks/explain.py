@@ -33,7 +33,7 @@ from counterscan.classify import ClassifyConfig, load_classifier, train_classifi
 from counterscan.data.importers import IMPORTERS
 from counterscan.data.phantom.config import PhantomConfig
 from counterscan.data.prepare import prepare
-from counterscan.data.splits import folds
+from counterscan.data.splits import folds, spaced
 from counterscan.data.store import PreparedStore
 from counterscan.files import read_json, write_json, write_text
 from counterscan.medxgan import ExplainConfig, MedXGAN
@@ -169,7 +169,7 @@ def fewer(store: PreparedStore, finding: str, most: int) -> PreparedStore:
     column, kept = store.findings.index(finding), store.split != "test"
     for value in (0, 1):
         rows = np.flatnonzero((store.split == "test") & (store.labels[:, column] == value))
-        kept[rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]] = True
+        kept[spaced(rows, most)] = True
     view = store.subset(slice(None))
     view.split = np.where(kept, store.split, "")
     return view

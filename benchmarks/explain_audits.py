@@ -25,7 +25,7 @@ from real import with_split
 from record import facts, phantom_store, publish
 from torch import Tensor, nn
 
-from counterscan.bench.explain_classifier import Reading, spaced
+from counterscan.bench.explain_classifier import Reading
 from counterscan.bench.explain_peers import explain_peers
 from counterscan.bench.explain_stability import randomisation_test
 from counterscan.bench.subjects import study_batch
@@ -33,7 +33,7 @@ from counterscan.classify import ClassifyConfig, load_classifier, train_classifi
 from counterscan.counterpart import Query, StudyBatch
 from counterscan.data.phantom.config import PhantomConfig
 from counterscan.data.phantom.marks import SHORTCUT_CORNER
-from counterscan.data.splits import folds
+from counterscan.data.splits import folds, spaced
 from counterscan.data.store import PreparedStore
 from counterscan.medxgan import MedXGAN
 from counterscan.medxgan.inversion import RefineConfig

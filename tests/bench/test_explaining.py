@@ -20,7 +20,7 @@ from counterscan.bench import (
     randomisation_test,
     stability_of,
 )
-from counterscan.bench.explain_classifier import called_positive, spaced
+from counterscan.bench.explain_classifier import called_positive
 from counterscan.bench.explain_tables import THEMSELVES
 from counterscan.counterpart import CounterfactualPath, Counterpart, Provenance, Query, StudyBatch
 from counterscan.data.store import PreparedStore
@@ -172,8 +172,6 @@ def test_slow_systems_are_asked_about_a_sample() -> None:
     assert int(torch.isfinite(found.evaluation.values("slow", "flip")).sum()) == 3
     assert found.evaluation.difference("slow", "ap").value == 0
     assert "Asked about fewer images: slow: 3." in found.tables()[0].note
-    assert spaced(np.arange(10), 3).tolist() == [0, 4, 9]
-    assert spaced(np.arange(2), 5).tolist() == [0, 1]
 
 
 def test_seeds_of_one_method_are_averaged_and_the_first_one_lends() -> None:

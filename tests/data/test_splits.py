@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterscan.data.splits import DEFAULT_FRACTIONS, assert_disjoint, assert_no_leak, folds, split_by_patient
+from counterscan.data.splits import DEFAULT_FRACTIONS, assert_disjoint, assert_no_leak, folds, spaced, split_by_patient
 from counterscan.data.table import StudyTable
 from counterscan.errors import InputError
 
@@ -90,3 +90,12 @@ def test_leaks_are_found() -> None:
         assert_no_leak(StudyTable.from_frame(twice, "."))
     with pytest.raises(InputError, match="lists 0 and 2"):
         assert_disjoint(["a"], ["b"], ["a"])
+
+
+def test_samples_are_evenly_spaced_and_name_no_row_twice() -> None:
+    assert spaced(np.arange(10), 3).tolist() == [0, 4, 9]
+    assert spaced(np.array([3, 8]), 5).tolist() == [3, 8]
+    assert not len(spaced(np.arange(0), 4))
+    for count in range(1, 40):
+        for most in range(1, count + 1):
+            assert len(np.unique(spaced(np.arange(count), most))) == most

@@ -120,9 +120,3 @@ def without(store: PreparedStore, split: str, finding: str, classifier: nn.Modul
     reading = Reading(classifier, finding)
     p = [reading.probabilities(store.images(rows[i : i + 128])) for i in range(0, len(rows), 128)]
     return rows[torch.cat(p).numpy() < reading.threshold] if p else rows
-
-
-def spaced(rows: np.ndarray, count: int) -> np.ndarray:
-    """Up to ``count`` of the rows, evenly spaced among them."""
-    places = np.linspace(0, max(0, len(rows) - 1), min(count, len(rows))).round().astype(np.int64)
-    return rows[places]

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from counterscan.bench.explain_classifier import device_of, spaced, without
+from counterscan.bench.explain_classifier import device_of, without
 from counterscan.bench.explain_stability import Factory
 from counterscan.care import Care
 from counterscan.classify import AdaptedClassifier
 from counterscan.counterpart import Counterpart, Query, StudyBatch, System
+from counterscan.data.splits import spaced
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.medxgan import MedXGAN

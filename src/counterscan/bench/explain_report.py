@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 from counterscan.bench.evaluation import Kept, Part
-from counterscan.bench.explain_classifier import called_positive, device_of, oracle_reading, spaced, without
+from counterscan.bench.explain_classifier import called_positive, device_of, oracle_reading, without
 from counterscan.bench.explain_peers import Peers, explain_peers
 from counterscan.bench.explain_stability import randomisation_test, stability_of
 from counterscan.bench.explain_tables import ExplainerEvaluation, headline
 from counterscan.bench.explaining import Extractor, Probe, Progress, evaluate_explainers, identity, on_device
 from counterscan.bench.subjects import image_names, patient_names, study_batch
 from counterscan.counterpart import Counterpart, Query
+from counterscan.data.splits import spaced
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.medxgan import MedXGAN

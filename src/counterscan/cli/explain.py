@@ -88,6 +88,7 @@ def _check(classifier: nn.Module, store: PreparedStore, device: str) -> None:
     import numpy as np
 
     from counterscan.classify import AdaptedClassifier, check_classifier
+    from counterscan.data.splits import spaced
 
     trained_at = getattr(classifier, "trained_on", {}).get("size")
     if trained_at is not None and trained_at != store.size:
@@ -99,7 +100,7 @@ def _check(classifier: nn.Module, store: PreparedStore, device: str) -> None:
         )
     rows = np.flatnonzero(store.split == "val")
     if len(rows):  # without any, training says what is missing
-        few = store.images(rows[np.linspace(0, len(rows) - 1, 4).round().astype(int)]).to(device)
+        few = store.images(spaced(rows, 4)).to(device)
         findings: tuple[str, ...] = tuple(getattr(classifier, "findings"))  # noqa: B009 (not of every module)
         if not isinstance(classifier, AdaptedClassifier):
             classifier = AdaptedClassifier(classifier, findings)

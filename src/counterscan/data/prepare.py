@@ -26,6 +26,7 @@ import pandas as pd
 
 from counterscan import __version__
 from counterscan.data import rows as store_rows
+from counterscan.data.splits import spaced
 from counterscan.data.table import StudyTable
 from counterscan.errors import InputError
 from counterscan.files import atomic_write, read_json, write_json
@@ -153,7 +154,7 @@ def _fit(table: StudyTable, sample: int = 48) -> IntensityRecipe:
     at = np.flatnonzero((table.frame["split"] == "train").to_numpy())
     at = at if len(at) else np.arange(len(table))
     raws, problem = [], ""
-    for row in at[np.unique(np.linspace(0, len(at) - 1, min(sample, len(at))).round().astype(int))]:
+    for row in spaced(at, sample):
         try:
             raws.append(read_image(table.image_path(int(row)), frame=table.frame_number(int(row))))
         except Exception as error:  # decoders of broken files raise anything; the next one may do

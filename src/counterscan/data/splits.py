@@ -166,3 +166,9 @@ def assert_no_leak(table: StudyTable) -> None:
         raise InputError(
             f"image {twice.iloc[0]!r} is in two splits", field="column 'image'", remedy="Keep an image in one split"
         )
+
+
+def spaced(rows: np.ndarray, count: int) -> np.ndarray:
+    """Up to ``count`` of the rows, evenly spaced among them: a sample that is the same every time."""
+    places = np.linspace(0, max(0, len(rows) - 1), min(count, len(rows))).round().astype(np.int64)
+    return rows[places]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from counterscan.care import evaluating
 from counterscan.classify.task import LabelledRows, predict_logits
+from counterscan.data.splits import spaced
 from counterscan.errors import InputError
 from counterscan.medxgan.explain_config import CALLED, ExplainConfig
 from counterscan.medxgan.explainer import Limits, MedXGAN, donors_of
@@ -234,7 +235,7 @@ class Validation:
 def _limits(explainer: MedXGAN, val: PreparedStore, trust: float) -> dict[str, Limits]:
     """The worst inversions that a share ``trust`` of the validation images still reach in E's one pass, with a margin
     of 1 dB and a quarter of the gap; refinement only betters them. And what real images leave of the opposite call."""
-    rows = np.linspace(0, len(val) - 1, min(len(val), _VALIDATED + 32)).round().astype(int)
+    rows = spaced(np.arange(len(val)), _VALIDATED + 32)
     reached, gaps, opinions = [], [], []
     for part in val.images(rows).split(32):
         _, again = explainer.invert(part, RefineConfig(steps=0))

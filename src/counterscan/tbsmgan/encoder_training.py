@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from counterscan.care import evaluating
 from counterscan.classify.task import LabelledRows
+from counterscan.data.splits import spaced
 from counterscan.errors import InputError
 from counterscan.metrics.validity import psnr, ssim
 from counterscan.nets.latent_encoder import LatentEncoder, LatentEncoderConfig
@@ -197,7 +198,7 @@ def train_encoder(
     if gan.patients.hashes:
         gan.refuse_patients(val.patients.tolist())
     likeness = Likeness(config.likeness, classifier.requires_grad_(False) if classifier is not None else None)
-    rows = np.linspace(0, len(val) - 1, min(len(val), _VALIDATED)).round().astype(int)
+    rows = spaced(np.arange(len(val)), _VALIDATED)
     held = val.images(rows)
     seed_everything(config.training.seed)
     task = EncoderTask(gan, config, likeness, held)

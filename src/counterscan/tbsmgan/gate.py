@@ -29,6 +29,7 @@ from torch import Tensor
 
 from counterscan.care import evaluating
 from counterscan.data.findings import canonical_name
+from counterscan.data.splits import spaced
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.files import read_json, write_json
@@ -144,7 +145,7 @@ class Gate:
                 f"{len(firsts)} validation patients, but {FEWEST} are needed", field="store", remedy="Hold out more"
             )
         extract = InDomainFeatures(verifiers[0])
-        rows = np.linspace(0, len(train) - 1, min(len(train), _FITTED)).round().astype(int)
+        rows = spaced(np.arange(len(train)), _FITTED)
         features = _over(train, rows, lambda x: features_of(extract, x)).double()
         covariance, _ = ledoit_wolf(features.cpu().numpy())
         values, vectors = np.linalg.eigh(covariance)
