@@ -44,7 +44,7 @@ CONFIG = ExplainConfig(
 )
 RIVALS = (
     *("Grad-CAM", "LayerCAM", "IG, black", "IG, blur", "IG, counterpart", "SmoothGrad", "GradientSHAP"),
-    *("Occlusion", "RISE", "Wachter", "Latent Shift"),
+    *("Occlusion", "RISE", "Wachter", "Grad-CAM, not spread", "IG, black, not spread", "Latent Shift"),
 )
 
 
@@ -158,7 +158,7 @@ def test_rivals_get_our_smoothing_and_are_quick_only_when_told() -> None:
     for name in RIVALS[:-1]:
         rival = peers.systems[name]
         assert isinstance(rival, AttributionPeer)
-        assert rival.care == Care(smoothing=0.05, reach=0.1)
+        assert rival.care == Care(smoothing=0.05, reach=0.0 if name.endswith("not spread") else 0.1)
     assert peers.systems["RISE"].settings()["n_masks"] == 2000  # type: ignore[attr-defined]
     quick = explain_peers(own, images, FINDING, Care(flips=True), quick=True)
     assert quick.systems["RISE"].settings()["n_masks"] == 50  # type: ignore[attr-defined]
@@ -204,7 +204,7 @@ def test_a_classifier_without_layers_costs_the_methods_that_need_them(tmp_path: 
     function = AdaptedClassifier(lambda x: inner(x), FINDINGS[:1])
     peers = explain_peers(explainer(function), store(), FINDING, quick=True)
     left = [note.partition(" is left out")[0] for note in peers.notes]
-    assert left == ["Grad-CAM", "LayerCAM", "Latent Shift"]
+    assert left == ["Grad-CAM", "LayerCAM", "Grad-CAM, not spread", "Latent Shift"]
     assert "Grad-CAM" not in peers.systems
     assert "Grad-CAM" not in peers.factories
     bare = explain_peers(explainer(inner), store(), FINDING, quick=True)  # no attribute cam_layers at all

@@ -1,4 +1,5 @@
-"""Who enters beside an explainer: its rivals, on the same classifier and with the same smoothing and spreading."""
+"""Who enters beside an explainer: its rivals, on the same classifier and with the same smoothing and spreading; the two
+that are used most also without spreading, as they are commonly used."""
 
 from __future__ import annotations
 
@@ -137,9 +138,11 @@ def explain_peers(
 
         return negative_counterpart
 
-    def integrated(classifier: nn.Module, baseline: Any = "black") -> System:
+    def integrated(classifier: nn.Module, baseline: Any = "black", care: Care = care) -> System:
         start = counterpart_of(explainer.variant(classifier=classifier)) if baseline == "counterpart" else baseline
         return IntegratedGradients(classifier, baseline=start, care=care, **given["ig"])
+
+    usual = replace(care, reach=0.0)
 
     factories: dict[str, Factory] = {
         own: lambda c: explainer.variant(classifier=c),
@@ -158,6 +161,8 @@ def explain_peers(
         Occlusion.name: partial(Occlusion, care=care, **given["occlusion"]),
         RISE.name: partial(RISE, care=care, **given["rise"]),
         Wachter.name: partial(Wachter, care=care, **given["wachter"]),
+        f"{GradCAM.name}, not spread": partial(GradCAM, care=usual),
+        "IG, black, not spread": partial(integrated, care=usual),
         LatentShift.name: partial(_latent_shift, store=store, folder=folder, care=care, quick=quick),
     }
     for name in rivals:
