@@ -13,9 +13,10 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/counterscan tag demo --out runs/demo
 
-# One thread for each process: small networks on a busy machine are several times slower with more.
+# Two processes, each with whole files of tests and one thread: small networks on a busy machine are several times slower
+# with more.
 test: $(READY)
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -rs
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -rs -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
