@@ -22,6 +22,17 @@ def test_a_block_starts_as_its_skip() -> None:
     assert block.skip(x).shape == block(x).shape == (1, 4, 4, 4)
 
 
+@pytest.mark.parametrize("normalised", [True, False])
+def test_a_doubling_block_is_the_block_of_the_enlarged_image(normalised: bool) -> None:
+    torch.manual_seed(0)
+    doubling, plain = ResBlock(6, 4, normalised, doubled=True), ResBlock(6, 4, normalised)
+    torch.nn.init.normal_(doubling.second.weight)
+    plain.load_state_dict(doubling.state_dict())
+    x = torch.randn(2, 6, 5, 8)
+    enlarged = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    torch.testing.assert_close(doubling(x), plain(enlarged), atol=1e-5, rtol=1e-4)
+
+
 def test_a_code_keeps_its_place() -> None:
     torch.manual_seed(0)
     net = GridGenerator(3, 8, 2)

@@ -21,10 +21,13 @@ class ResBlock(nn.Module):
         channels_in, channels: before and after.
         normalised: with group norm, whose statistics tie all places of an image together; without, what happens at one
             place changes only its surroundings.
+        doubled: give twice the sides, as of an x in which each pixel comes four times; what works on single pixels is
+            done before they do.
     """
 
-    def __init__(self, channels_in: int, channels: int, normalised: bool = True) -> None:
+    def __init__(self, channels_in: int, channels: int, normalised: bool = True, doubled: bool = False) -> None:
         super().__init__()
+        self.doubled = doubled
         self.first_norm = _norm(channels_in, normalised)
         self.first = nn.Conv2d(channels_in, channels, 3, padding=1)
         self.second_norm = _norm(channels, normalised)
@@ -33,8 +36,10 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.first(F.silu(self.first_norm(x)))
-        return self.skip(x) + self.second(F.silu(self.second_norm(h)))
+        h, skip = F.silu(self.first_norm(x)), self.skip(x)
+        if self.doubled:
+            h, skip = (F.interpolate(part, scale_factor=2, mode="nearest") for part in (h, skip))
+        return skip + self.second(F.silu(self.second_norm(self.first(h))))
 
 
 def _widths(base: int, halvings: int) -> list[int]:
@@ -86,7 +91,7 @@ class GridGenerator(nn.Module):
         widths = _widths(base, halvings)[::-1]
         self.stem = nn.Conv2d(codes, widths[0], 3, padding=1)
         self.start = nn.ModuleList([ResBlock(widths[0], widths[0], False), ResBlock(widths[0], widths[0], False)])
-        self.up = nn.ModuleList(ResBlock(i, o, False) for i, o in itertools.pairwise(widths))
+        self.up = nn.ModuleList(ResBlock(i, o, False, doubled=True) for i, o in itertools.pairwise(widths))
         self.head = nn.Conv2d(base, 1, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -94,5 +99,5 @@ class GridGenerator(nn.Module):
         for block in self.start:
             x = block(x)
         for block in self.up:
-            x = block(F.interpolate(x, scale_factor=2, mode="nearest"))
+            x = block(x)
         return self.head(F.silu(x))
