@@ -55,7 +55,7 @@ class Run:
         self.log = RunLog(folder, config, world, self.step, window)
         if latest < 0:
             self.save(0)
-        else:
+        elif self.step < config.steps:
             self.log.note(f"going on from {self.ctx.last_checkpoint}")
 
     def _place(self) -> None:
