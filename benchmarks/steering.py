@@ -137,14 +137,16 @@ class SteeringBenchmark:
         """What a perfect edit changes: finding -> the judge's off-target change between test films that have it alone
         and their twins without it."""
         test = store.subset(store.split == "test")
-        alone = test.labels.sum(axis=1) == 1
-        columns = [self._judge.findings.index(name) for name in store.findings]
-        changes = {}
+        alone, changes = test.labels.sum(axis=1) == 1, {}
         for at, name in enumerate(store.findings):
             rows = np.flatnonzero(alone & (test.labels[:, at] == 1))
-            change = self._judged(test.images(rows)) - self._judged(test.twins(rows))
-            changes[name] = float(change[:, [k for i, k in enumerate(columns) if i != at]].abs().mean())
+            changes[name] = self._off_target(self._judged(test.twins(rows)), self._judged(test.images(rows)), name)
         return changes
+
+    def _off_target(self, before: Tensor, after: Tensor, finding: str) -> float:
+        """Mean |change| of the judge's probabilities (N, C) of the generator's other findings."""
+        others = [k for k, n in enumerate(self._judge.findings) if n in self._gan.findings and n != finding]
+        return float((after - before)[:, others].abs().mean())
 
     def _judged(self, images: Tensor) -> Tensor:
         """(N, C) probabilities of the judge."""
@@ -198,7 +200,6 @@ class SteeringBenchmark:
     def _figures(self, edited: Edited, prompt: Prompt) -> dict[str, Any]:
         before, after = self._judged(edited.before), self._judged(edited.after)
         at = self._judge.findings.index(prompt.finding)
-        others = [k for k, n in enumerate(self._judge.findings) if n in self._gan.findings and k != at]
         could = before[:, at] < 0.5
         success = (after[:, at] >= 0.5) & could
         verdict = self._gate.judge(edited.before, edited.after, prompt.finding)
@@ -207,7 +208,7 @@ class SteeringBenchmark:
             "strength": edited.strength,
             "success": _share(success, could),
             "p": float(after[:, at].mean()),
-            "off-target": float((after - before)[:, others].abs().mean()),
+            "off-target": self._off_target(before, after, prompt.finding),
             "accepted": float(verdict.accepted.double().mean()),
             "failed rejected": _share(failed & ~verdict.accepted, failed),
             "accepted true": _share(success & verdict.accepted, verdict.accepted & could),

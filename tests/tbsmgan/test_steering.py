@@ -9,7 +9,6 @@ import torch
 from counterscan.errors import InputError
 from counterscan.tbsmgan.edits import Origin, StyleConfig
 from counterscan.tbsmgan.steering import METHODS, Steering, SteeringConfig
-from tests.pace import slowness
 from tests.tbsmgan.linear import BANK, LinearText, blocks_of, linear_gan, zero_shot
 
 CONFIG = SteeringConfig(style=StyleConfig(images=8, channels=1, usual=4.0))
@@ -77,5 +76,5 @@ def test_a_second_process_finds_the_channels_on_disk(tmp_path: Path) -> None:
     fresh = steering(cache=tmp_path)
     start = time.perf_counter()
     edited = fresh.edit(w(), "right pleural effusion", 1.0)
-    assert time.perf_counter() - start < 1.0 * slowness()
+    assert time.perf_counter() - start < 1.0
     assert fresh.model.images == 2 * len(edited)  # type: ignore[attr-defined]
