@@ -17,7 +17,7 @@ from counterscan.data.table import StudyTable
 from counterscan.tbsmgan.gate import Gate
 from counterscan.tbsmgan.generator import StyleGAN, TrainingPatients
 from counterscan.tbsmgan.steering import Steering
-from tests.tbsmgan.linear import BANK, BlockVerifier, LinearText, encoded, linear_gan, store, zero_shot
+from tests.tbsmgan.linear import BANK, BlockTagger, BlockVerifier, LinearText, encoded, linear_gan, store, zero_shot
 
 CONFIG = StudyConfig(
     arms=(
@@ -91,6 +91,8 @@ def use_toys(monkeypatch: pytest.MonkeyPatch) -> None:
         (study_run, "fit_generator", generator),
         (study_run, "fit_text_model", lambda study, view: None),
         (study_run, "fit_verifier", lambda study, number: None),
+        (study_run, "fit_tagger", lambda study: None),
+        (study_content, "fit_tagger", lambda study: BlockTagger()),
     ):
         monkeypatch.setattr(module, name, stub)
 

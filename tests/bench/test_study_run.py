@@ -13,6 +13,7 @@ import pytest
 from counterscan.bench import study_content, study_models
 from counterscan.bench.study_arms import arms_of, scores_path
 from counterscan.bench.study_models import Study, load_generator, load_text_model
+from counterscan.bench.study_run import _stages
 from counterscan.bench.study_tables import read_scores
 from counterscan.errors import InputError
 from counterscan.text.clip import TinyTextImage
@@ -259,3 +260,22 @@ def test_the_command_says_what_it_takes_and_refuses_what_is_not_there(
     assert "--profile" in capsys.readouterr().out
     with pytest.raises(InputError, match="no such table or store"):
         run_commands("counterscan augment", COMMANDS, ["study", str(tmp_path / "x.csv"), "--out", str(tmp_path)])
+
+
+def test_lesions_put_into_other_images_are_an_arm_that_needs_no_generator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_toys(monkeypatch)
+    data, config = toy_store(), replace(CONFIG, arms=("classic", "duplicate", "graft"), steps=4)
+    jobs = [job for stage in _stages(Study(data, config, tmp_path), arms_of(config)) for job in stage]
+    assert {job.part for job in jobs} == {"verifiers", "gate", "tagger", "synthesis", "arms"}
+    report = run(data, tmp_path, config)
+    assert not report.left_out
+    assert {(c.ours, c.theirs) for c in report.comparisons["ap"]} == {("graft", "classic"), ("graft", "duplicate")}
+    study = Study(data, config, tmp_path)
+    made, labels = study_content.load(study, "graft", "rules-v2", 0), study.targets("train")
+    assert (made.counts(1, 2) == study_content.load(study, "duplicate", "rules-v2", 0).counts(1, 2)).all()
+    assert made.counts(-1, 2).sum() == 0
+    assert (made.targets[np.arange(len(made)), made.edited] > 0.5).all()
+    assert any(row["finding"] == "Edema (+)" for row in made.about["rates"])
+    assert labels.shape[1] == made.targets.shape[1]

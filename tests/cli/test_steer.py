@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from counterscan.classify import load_classifier, save_pretrained
+from counterscan.cli.graft import COMMANDS as GRAFT
 from counterscan.cli.main import run_commands
 from counterscan.cli.steer import COMMANDS
 from counterscan.data.prepare import prepare
@@ -19,11 +20,13 @@ from counterscan.nets.cnn import Classifier
 from counterscan.nets.latent_encoder import LatentEncoder, LatentEncoderConfig
 from counterscan.nets.stylegan2 import Generator
 from counterscan.nets.text_image import TinyClipConfig
+from counterscan.taggan import MapGenerator, NetworkConfig, TagGAN
 from counterscan.tbsmgan import StyleGAN
 from counterscan.tbsmgan.gate import Gate, GateConfig, Limits
 from counterscan.tbsmgan.generator import LabelMix
 from counterscan.tbsmgan.inversion import Likeness
 from counterscan.tbsmgan.inverter import Inverter
+from counterscan.tbsmgan.judgement import Judgement, Sign
 from counterscan.text.clip import TinyTextImage
 from counterscan.text.tokenizer import ReportTokenizer
 from counterscan.text.zeroshot import ZeroShot
@@ -230,3 +233,54 @@ def test_training_images_are_edited_once_each(
     assert f"all {len(bodies)} images that could be edited were tried" in capsys.readouterr().out
     with pytest.raises(InputError, match="another request"):
         synthesize(study, out, "Consolidation=500", more=("--tries", "500"))
+
+
+@pytest.fixture(scope="module")
+def tagger(study: Path) -> Path:
+    """Untrained maps."""
+    torch.manual_seed(0)
+    TagGAN([MapGenerator(NetworkConfig(base=4, levels=2), 2)], FINDINGS, size=16).save_pretrained(study / "tagger")
+    return study / "tagger"
+
+
+def graft(study: Path, tagger: Path, out: Path, *findings: str) -> int:
+    places = [str(tagger), str(study / "store"), "--classifier", str(study / "classifier"), "--out", str(out)]
+    return run_commands("augment", GRAFT, ["graft", *places, "--healed", "--findings", *findings])
+
+
+def test_graft_tells_what_was_rejected(
+    study: Path, tagger: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert graft(study, tagger, tmp_path, "Consolidation=3") == 1
+    said = capsys.readouterr().out
+    assert "Consolidation: 0 graft, 0 healed" in said
+    rates = json.loads((tmp_path / "grafts.json").read_text())["rates"]
+    assert [row["finding"] for row in rates] == ["Consolidation (-)"]
+
+
+def test_graft_writes_a_study_table(
+    study: Path, tagger: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_pass(
+        self: Gate, before: torch.Tensor, after: torch.Tensor, finding: str, sign: Sign, **_: object
+    ) -> Judgement:
+        size = len(after)
+        number = torch.full((size,), 0.9 if sign > 0 else 0.1)
+        return Judgement(
+            finding, sign, torch.ones(size, 5, dtype=torch.bool), 1 - number, number, *[number * 0] * 5, number[:, None]
+        )
+
+    monkeypatch.setattr(Gate, "judge", all_pass)
+    assert graft(study, tagger, tmp_path, "Consolidation=3") == 0
+    assert "6 synthetic studies" in capsys.readouterr().out
+    table = StudyTable.read(tmp_path / "table.csv")
+    assert table.frame["method"].tolist() == ["graft"] * 3 + ["healed"] * 3
+    assert table.frame["Consolidation"].tolist() == [1.0] * 3 + [0.0] * 3
+    assert graft(study, tagger, tmp_path, "Consolidation=3") == 0  # nothing is left to do
+
+
+def test_graft_refuses_a_store_without_the_taggers_findings(study: Path, tmp_path: Path) -> None:
+    other = TagGAN([MapGenerator(NetworkConfig(base=4, levels=2), 1)], ("Edema",), size=16)
+    other.save_pretrained(tmp_path / "tagger")
+    with pytest.raises(InputError, match="no 'Edema'"):
+        graft(study, tmp_path / "tagger", tmp_path / "out", "Edema=3")

@@ -142,6 +142,20 @@ class BlockVerifier(nn.Module):
         return logits.sigmoid()
 
 
+class BlockTagger:
+    """M of finding k is what block k is brighter than 0; ``blind`` finds nothing."""
+
+    findings, size, checkpoint = FINDINGS, 8, "blocks"
+
+    def __init__(self, blind: bool = False) -> None:
+        self.blind = blind
+
+    def maps(self, images: Tensor, finding: str) -> tuple[Tensor, None]:
+        own = torch.zeros(4)
+        own[FINDINGS.index(finding)] = 0.0 if self.blind else 1.0
+        return painted(blocks_of(images).clamp_min(0) * own), None
+
+
 def store(count: int = 200, seed: int = 0, images_per_patient: int = 1) -> PreparedStore:
     """Images of the kind that the generator makes, with a texture of their own."""
     dice = np.random.default_rng(seed)

@@ -25,13 +25,25 @@ from counterscan.text.views import VIEWS
 
 Profile = Literal["quick", "full"]
 Content = Literal[
-    "real", "classic", "duplicate", "plain", "swap", "text+", "text-", "both", "ensemble", "random", "naive", "given"
+    "real",
+    "classic",
+    "duplicate",
+    "plain",
+    "swap",
+    "text+",
+    "text-",
+    "both",
+    "ensemble",
+    "random",
+    "naive",
+    "graft",
+    "given",
 ]
 Mode = Literal["mixed", "only", "pretrain"]
 CONTENTS: tuple[Content, ...] = get_args(Content)
 MODES: tuple[Mode, ...] = get_args(Mode)
 PLAIN: tuple[Content, ...] = ("real", "classic")  # contents without anything added
-UNMADE: tuple[Content, ...] = (*PLAIN, "duplicate", "given")  # contents that need no generator
+UNMADE: tuple[Content, ...] = (*PLAIN, "duplicate", "graft", "given")  # contents that need no generator
 CONTROLS = ("shuffled", "inverted", "none")  # views that teach nothing, or the wrong thing
 SPLITS = ("train", "val", "test")
 _FILE = "study.yaml"
@@ -59,9 +71,14 @@ _PAIRS = (
     ("plain", "duplicate"),
     ("swap", "duplicate"),
     ("text+", "duplicate"),
+    ("graft", "classic"),
+    ("graft", "duplicate"),
+    ("graft", "plain"),
+    ("graft", "both"),
     ("given", "classic"),
     ("given", "duplicate"),
     ("given", "both"),
+    ("given", "graft"),
     ("classic", "real"),
 )
 
@@ -97,6 +114,7 @@ class StudyConfig:
         bodies: what is edited: "real", training images, which keep all of their texture but for the edit; or "new",
             samples of the generator.
         encoder_steps: of each generator's encoder, which finds latents of real images.
+        tagger_steps: of the TagGAN whose lesions are put into other images.
         tries: at most so many edits per image that is wanted.
         least: share of edits that must pass the gate on some bodies, or the finding is left alone: of edits that mostly
             fail, the verifiers' errors choose those that pass.
@@ -142,6 +160,7 @@ class StudyConfig:
     method: Literal["style", "learned", "best"] = "best"
     bodies: Literal["real", "new"] = "real"
     encoder_steps: int = 600
+    tagger_steps: int = 600
     tries: float = 8.0
     least: float = 0.1
     psi: float = 0.7
@@ -170,7 +189,7 @@ class StudyConfig:
         if not self.views or not self.shares or min(self.shares) <= 0 or max(self.shares) >= 1:
             raise InputError("give at least one view, and shares between 0 and 1", field="shares")
         counts = ("synthetic", "seeds", "generators", "steps", "verifiers", "verifier_steps", "clip_steps")
-        for name in (*counts, "encoder_steps"):
+        for name in (*counts, "encoder_steps", "tagger_steps"):
             if getattr(self, name) < 1:
                 raise InputError("must be at least 1", field=name)
         for name in ("weight", "psi", "pretrain"):

@@ -14,6 +14,8 @@ ensemble              "both" of all views that are no controls                  
 random                placebo: moved as far as text+ in a random direction; the gate asks   source
                       for body, realism and novelty only
 naive                 as text+, not judged by anyone                                        the prompt's, as published
+graft                 bodies without a finding given a lesion that TagGAN took out of        source, edit as verified
+                      another image, through the gate
 given                 images made elsewhere, all of them                                    their own
 ====================  ====================================================================  =========================
 """
@@ -24,7 +26,7 @@ import hashlib
 import io
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from PIL import Image
 from torch import Tensor
 
 from counterscan.bench.study_config import CONTROLS, Content, StudyConfig
-from counterscan.bench.study_models import Study, load_bodies, load_gate, load_generator, load_steering
+from counterscan.bench.study_models import Study, fit_tagger, load_bodies, load_gate, load_generator, load_steering
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.files import atomic_write, read_json, write_json
@@ -45,9 +47,10 @@ from counterscan.tbsmgan.edits.prompt import ReportReader
 from counterscan.tbsmgan.export import quantised
 from counterscan.tbsmgan.gate import Gate
 from counterscan.tbsmgan.generator import StyleGAN
+from counterscan.tbsmgan.grafts import Grafting
 from counterscan.tbsmgan.judgement import CRITERIA, Sign
 from counterscan.tbsmgan.steering import Method, Steering
-from counterscan.tbsmgan.synthesis import SOFT_PREFIX, SynthesisConfig, choose_editors, synthesize
+from counterscan.tbsmgan.synthesis import LEAST, MOST, SOFT_PREFIX, SynthesisConfig, choose_editors, synthesize
 from counterscan.text.prompts import PromptBank
 
 TEXTUAL: tuple[Content, ...] = ("text+", "text-", "both", "ensemble", "random", "naive")  # one for each view
@@ -141,7 +144,14 @@ def make(study: Study, content: Content, view: str, number: int) -> None:
     if (folder / _ABOUT).is_file():
         return
     began = time.process_time()
-    makers = {"duplicate": _duplicate, "plain": _plain, "random": _moved, "naive": _moved, "given": _given}
+    makers = {
+        "duplicate": _duplicate,
+        "plain": _plain,
+        "random": _moved,
+        "naive": _moved,
+        "graft": _graft,
+        "given": _given,
+    }
     made = makers.get(content, _gated)(study, content, view, number)
     for name in ("images", "targets", "edited", "sign"):
         with atomic_write(folder / f"{name}.npy") as handle:
@@ -320,6 +330,24 @@ def _moved(study: Study, content: Content, view: str, number: int) -> Made:
     if content == "random":
         found = _agreed(study, gate, joined, found, None)
     return Made(joined, found, np.array(edited), np.ones(len(edited), dtype=int), about)
+
+
+def _graft(study: Study, content: Content, view: str, number: int) -> Made:
+    gate, labels = load_gate(study), study.targets("train")
+    grafting = Grafting(fit_tagger(study), study.part("train"), labels, gate, _seed(study, number))
+    made: list[Made] = []
+    for k, (name, count) in enumerate(_wanted(study).items()):
+        found = grafting.make(name, 1, count, study.config.tries)
+        targets = labels[found.rows].astype(np.float32)
+        targets[:, k] = found.soft.clamp(LEAST, MOST).numpy() if study.config.soft else 1.0
+        size = len(found)
+        made.append(Made(_pixels(found.images), targets, np.full(size, k), np.ones(size, dtype=int), {}))
+    joined = _joined(made)
+    return replace(
+        joined,
+        targets=_agreed(study, gate, joined.images, joined.targets, joined.edited),
+        about={"rates": grafting.tally.table(), "wanted": _wanted(study)},
+    )
 
 
 def given_images(study: Study) -> PreparedStore:

@@ -21,6 +21,8 @@ from counterscan.data.augment import AugmentConfig
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.nets.cnn import Classifier, ClassifierConfig
+from counterscan.taggan import TagGAN, TagGANConfig
+from counterscan.taggan import fit as fit_taggan
 from counterscan.tbsmgan import GANConfig, StyleGAN
 from counterscan.tbsmgan import fit as fit_gan
 from counterscan.tbsmgan import preset as gan_preset
@@ -40,7 +42,7 @@ from counterscan.text.zeroshot import ZeroShot, judge
 from counterscan.training import TrainConfig
 
 _ZERO_SHOT, _GENERATOR = "zeroshot.json", "model/stylegan.json"
-_VERIFIER_SEED, _CLIP_SEED, _GAN_SEED, _ENCODER_SEED = 5_000, 6_000, 7_000, 8_000  # apart from the seeds of the arms
+_VERIFIER_SEED, _CLIP_SEED, _GAN_SEED, _ENCODER_SEED, _TAGGER_SEED = 5_000, 6_000, 7_000, 8_000, 9_000  # not the arms'
 _VERIFIER_WIDTHS = (16, 32, 64, 96)
 
 
@@ -171,6 +173,19 @@ def fit_encoder(study: Study, number: int, gan: StyleGAN | None = None) -> Inver
     config, base = study.config, EncoderConfig()
     loop = _loop(base.training, config.encoder_steps, 4, _ENCODER_SEED + config.seed + number)
     return train_encoder(gan, study.store, folder, replace(base, training=loop), classifier=watching)
+
+
+def fit_tagger(study: Study) -> TagGAN:
+    """The TagGAN whose lesions are put into other images, with a classifier of its own; it never sees the verifiers."""
+    folder, config = study.out / "tagger", TagGANConfig()
+    if (folder / "model").is_dir():
+        return TagGAN.from_pretrained(folder)
+    seed = _TAGGER_SEED + study.config.seed
+    loop = replace(config.training, steps=study.config.tagger_steps, seed=seed, threads=1, tensorboard=False)
+    classifier = ClassifyConfig(seed=seed, tensorboard=False)
+    return fit_taggan(
+        study.store.with_findings(study.findings), folder, replace(config, training=loop, classifier=classifier)
+    )
 
 
 def load_bodies(study: Study, gan: StyleGAN, number: int, seed: int) -> Supply:

@@ -27,6 +27,7 @@ from counterscan.bench.study_models import (
     Study,
     fit_encoder,
     fit_generator,
+    fit_tagger,
     fit_text_model,
     fit_verifier,
     load_gate,
@@ -139,17 +140,18 @@ def _stages(study: Study, arms: Sequence[Arm]) -> list[list[Job]]:
     """Jobs that may run side by side, in order."""
     config = study.config
     contents = [a.content for a in arms if a.content not in PLAIN]
-    generated = any(c not in UNMADE for c in contents)
+    generated, grafted = any(c not in UNMADE for c in contents), "graft" in contents
     numbers = range(config.generators)
     # An ensemble of views needs them all.
     views = config.views if any(c in TEXTUAL for c in contents) else ()
     runs = [(arm, number) for number in range(config.seeds) for arm in arms]
     plain_runs = [_run(study, arm, n) for arm, n in runs if arm.content in PLAIN]
     stages: list[list[Job]] = []
-    if generated:
+    if generated or grafted:
         stages.append([Job("verifiers", f"verifier {k}", fit_verifier, (k,)) for k in range(config.verifiers)])
         stages.append([Job("gate", "gate", load_gate, ())])
     models = [Job("generator", f"generator {n}", fit_generator, (n,)) for n in numbers if generated]
+    models += [Job("tagger", "tagger", fit_tagger, ()) for _ in range(grafted)]
     models += [Job("text-image model", f"text-image model, {view}", fit_text_model, (view,)) for view in views]
     stages.append([*models, *plain_runs])
     first = [c for c in FIRST if _needed(c, contents)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from counterscan.cli import clip, generator, steer, study
+from counterscan.cli import clip, generator, graft, steer, study
 from counterscan.cli.audit import AUDIT, audit_command
 from counterscan.cli.main import Lazy
 from counterscan.cli.reports import Reports
@@ -218,6 +218,7 @@ COMMANDS = {
     "clip": Lazy("The text-image model: train it on images and reports.", lambda: clip.COMMANDS),
     "reports": Reports,
     **steer.COMMANDS,
+    **graft.COMMANDS,
     "audit": Lazy(AUDIT, audit_command),
     **study.COMMANDS,
 }

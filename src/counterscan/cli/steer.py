@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -155,7 +156,7 @@ class Synthesize:
         method: Method = "style" if self.method == "best" else self.method
         prompts: dict[str, Prompt] = {}
         wanted: dict[str, int] = {}
-        for text, count in map(_asked, self.findings):
+        for text, count in map(asked, self.findings):
             prompt = steering.prompt(text, method=method, force=self.force)
             if prompt.finding in prompts:
                 raise InputError(
@@ -164,7 +165,7 @@ class Synthesize:
                     remedy="Make one run for each, with folders of their own",
                 )
             prompts[prompt.finding], wanted[prompt.finding] = prompt, count
-        gate = _gate(self)
+        gate = gate_of(self.store, self.classifier, self.out / "gate", self.device)
         editor: Editor = steering.editor(method)
         supply = _supply(self, steering.gan)
         if self.method == "best":
@@ -187,7 +188,7 @@ class Synthesize:
                 supply=supply,
                 progress=lambda name, done, _: bar.update(tasks[name], completed=done),
             )
-        Console().print(_rates(report.tally.table()))
+        Console().print(rates(report.tally.table()))
         for name, count in report.accepted.items():
             short = f"; {report.short[name]}" if name in report.short else ""
             strength = f"strength {report.strengths[name]:+g}" if name in report.strengths else "not tried"
@@ -250,7 +251,7 @@ def zero_shot_of(folder: Path, model: Any, store: PreparedStore | None, cache: P
     return known
 
 
-def _asked(request: str) -> tuple[str, int]:
+def asked(request: str) -> tuple[str, int]:
     """Text and number of "Edema=500"."""
     text, _, number = request.rpartition("=")
     if not text or not number.isdigit() or int(number) < 1:
@@ -271,16 +272,16 @@ def _supply(command: Synthesize, gan: StyleGAN) -> Supply:
     return Inverted.of(gan, encoder.encode, train, labels, train.findings, command.seed)
 
 
-def _gate(command: Synthesize) -> Gate:
+def gate_of(store: Path, classifiers: Sequence[Path], folder: Path, device: str) -> Gate:
+    """The gate of these classifiers, calibrated on the store's training and validation images unless it is there."""
     from counterscan.classify import load_classifier
     from counterscan.data.store import PreparedStore
     from counterscan.tbsmgan.gate import Gate
 
-    verifiers = [load_classifier(folder, command.device) for folder in command.classifier]
-    folder = command.out / "gate"
+    verifiers = [load_classifier(path, device) for path in classifiers]
     if (folder / "gate.json").is_file():
         return Gate.load(folder, verifiers)
-    gate = Gate.calibrate(verifiers, PreparedStore.open(command.store))
+    gate = Gate.calibrate(verifiers, PreparedStore.open(store))
     gate.save(folder)
     return gate
 
@@ -375,7 +376,7 @@ def counterpart(
     return answer, names
 
 
-def _rates(rows: list[dict[str, Any]]) -> Any:
+def rates(rows: list[dict[str, Any]]) -> Any:
     """The gate's rates for the terminal."""
     from counterscan.report.tables import Table
 

@@ -304,6 +304,13 @@ class PreparedStore:
         view._take(self.table.subset(rows=at), self._rows.iloc[at].reset_index(drop=True))
         return view
 
+    def with_findings(self, findings: Sequence[str]) -> PreparedStore:
+        """A view with only these label columns, in this order; see ``StudyTable.with_findings``."""
+        view = object.__new__(PreparedStore)
+        view.__dict__.update(self.__dict__)
+        view._take(self.table.with_findings(findings), self._rows)
+        return view
+
     def parts(self, *splits: str) -> tuple[PreparedStore, ...]:
         """The rows of each split, as training takes them.
 

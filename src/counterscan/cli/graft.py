@@ -1,0 +1,71 @@
+"""``counterscan augment graft``: lesions that a tagger finds in training images, put into other training images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from counterscan.errors import InputError
+
+
+@dataclass
+class Graft:
+    """Make studies with chosen findings: put lesions of training images into others, judge each, keep what passes."""
+
+    tagger: tyro.conf.Positional[Path]
+    """A run folder of `counterscan tag train` on this store."""
+    store: tyro.conf.Positional[Path]
+    """The store that it was trained on, with the splits train and val."""
+    findings: tuple[str, ...]
+    """What and how many: "Edema=500" "Consolidation=200"."""
+    classifier: tuple[Path, ...]
+    """Run folders of the classifiers that judge, trained on the store's split train; not the tagger's own."""
+    out: Path
+    """Folder for images/, table.csv and grafts.json."""
+    healed: bool = False
+    """Also write the images that lesions were taken out of, as images without the finding."""
+    tries: float = 8.0
+    """At most so many for each image that is wanted."""
+    seed: int = 0
+    """Which lesion meets which body."""
+    threads: int = 1
+    """CPU threads."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to compute."""
+
+    def run(self) -> int:
+        import torch
+        from rich.console import Console
+
+        from counterscan.cli.steer import asked, gate_of, rates
+        from counterscan.cli.tables import say
+        from counterscan.data.store import PreparedStore
+        from counterscan.taggan import TagGAN
+        from counterscan.tbsmgan.grafts import Grafting, write_grafts
+
+        torch.set_num_threads(self.threads)
+        store = PreparedStore.open(self.store)
+        tagger = TagGAN.from_pretrained(self.tagger, self.device)
+        unknown = [name for name in tagger.findings if name not in store.findings]
+        if unknown:
+            remedy = f"Give the store that the tagger was trained on; this one has {', '.join(store.findings)}"
+            raise InputError(f"the store has no {unknown[0]!r}", path=self.store, remedy=remedy)
+        gate = gate_of(self.store, self.classifier, self.out / "gate", self.device)
+        (train,) = store.parts("train")
+        labels = train.with_findings(tagger.findings).table.targets("ignore", "ignore")
+        grafting = Grafting(tagger, train, labels, gate, self.seed)
+        wanted = dict(map(asked, self.findings))
+        made = write_grafts(grafting, wanted, self.out, tries=self.tries, healed=self.healed)
+        if grafting.tally.counts:
+            Console().print(rates(grafting.tally.table()))
+        for name, counts in made.items():
+            say(f"{name}: " + ", ".join(f"{count:,} {method}" for method, count in counts.items()))
+        total = sum(sum(counts.values()) for counts in made.values())
+        say(f"{self.out / 'table.csv'}: {total:,} synthetic studies")
+        return 0 if total else 1
+
+
+COMMANDS = {"graft": Graft}

@@ -1,0 +1,276 @@
+"""Lesions of some training images put into others, and taken out of their own: labelled images without a generator.
+
+    x_t + M(x_s, f)      an image t without the finding f gets the lesion of an image s that has it
+    x_s - M(x_s, f)      the healthy counterpart of s
+
+TagGAN's map M is what a finding adds to its own image, learned from image-level labels: what is put in is a real lesion
+in a place where one was, and what surrounds it is real. A lesion is taken only where it can be taken out, so that the
+verifiers no longer see it, and every image is judged as edits by text are (``tbsmgan.gate``): lesions that do not fit
+the other body do not pass.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+import counterscan
+from counterscan.data.findings import canonical_name
+from counterscan.data.splits import spaced
+from counterscan.data.store import PreparedStore
+from counterscan.data.table import StudyTable
+from counterscan.errors import InputError
+from counterscan.files import atomic_write, read_json, write_json
+from counterscan.png import png
+from counterscan.tbsmgan.acceptance import Tally
+from counterscan.tbsmgan.export import quantised
+from counterscan.tbsmgan.gate import Gate
+from counterscan.tbsmgan.judgement import Judgement, Sign
+from counterscan.tbsmgan.synthesis import LEAST, MOST, SOFT_PREFIX
+
+if TYPE_CHECKING:
+    from counterscan.taggan import TagGAN
+
+NOTICE = "SYNTHETIC IMAGE: a lesion was put in or taken out. Research use only. Not a medical device."
+FEWEST = 5  # lesions of a finding that can be taken out, below which none is put in
+_LESIONS = 512  # of a finding that are taken
+_BATCH = 64
+_STATE, _TABLE = "grafts.json", "table.csv"
+
+Progress = Callable[[str, int, int], None]  # finding, accepted, wanted
+
+
+@dataclass(frozen=True)
+class Grafts:
+    """Images that passed the gate.
+
+    Attributes:
+        images: (N, 1, S, S) in [-1, 1].
+        rows: (N,) which training image each is of.
+        lesions: (N,) of which training image the lesion is.
+        soft: (N,) P(finding) of each, mean over the verifiers.
+    """
+
+    images: Tensor
+    rows: np.ndarray
+    lesions: np.ndarray
+    soft: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def first(self, count: int) -> Grafts:
+        """Some of them."""
+        return Grafts(self.images[:count], self.rows[:count], self.lesions[:count], self.soft[:count])
+
+
+class Grafting:
+    """Puts lesions in and takes them out.
+
+    Args:
+        tagger: trained on the split train.
+        images: the split train that the gate was calibrated on.
+        labels: (N, C) 1, 0 or NaN, columns as the tagger's findings.
+        gate: what lets through.
+        seed: which lesion meets which body.
+
+    Attributes:
+        tally: tries and what passed; see ``Tally``.
+
+    Raises:
+        InputError: images of another size, or a finding that the gate does not know.
+    """
+
+    def __init__(self, tagger: TagGAN, images: PreparedStore, labels: np.ndarray, gate: Gate, seed: int = 0) -> None:
+        if tagger.size is not None and tagger.size != images.size:
+            raise InputError(f"it is of {tagger.size} px, the images of {images.size}", field="tagger")
+        missing = [name for name in tagger.findings if name not in gate.findings]
+        if missing:
+            remedy = f"Train classifiers of the tagger's findings; these know {', '.join(gate.findings)}"
+            raise InputError(f"the verifiers do not know {missing[0]!r}", field="verifiers", remedy=remedy)
+        self.tagger, self.images, self.labels, self.gate, self.seed = tagger, images, labels, gate, seed
+        self.tally = Tally()
+        self._taken: dict[str, tuple[np.ndarray, Tensor, Grafts]] = {}
+
+    def make(self, finding: str, sign: Sign, count: int, tries: float) -> Grafts:
+        """Images of one finding that pass.
+
+        Args:
+            finding: one of the tagger's.
+            sign: 1 puts it into images that lack it, -1 takes it out of images that have it, each once.
+            count: how many are wanted.
+            tries: at most so many for each.
+
+        Returns:
+            Up to ``count``; none with the finding where fewer than ``FEWEST`` lesions can be taken out.
+
+        Raises:
+            InputError: an unknown finding, or one that no training image has.
+        """
+        if sign < 0:
+            return self._lesions(finding)[2].first(count)
+        found: list[Grafts] = []
+        for part in self._grafted(finding, int(tries * count)):
+            found.append(part)
+            if sum(map(len, found)) >= count:
+                break
+        return self._joined(found).first(count)
+
+    def _grafted(self, finding: str, tries: int) -> Iterator[Grafts]:
+        sources, maps, _ = self._lesions(finding)
+        column = self.tagger.findings.index(finding)
+        bodies = np.flatnonzero(self.labels[:, column] == 0)
+        if len(sources) < FEWEST or not len(bodies):
+            return
+        dice = np.random.default_rng([self.seed, column])
+        for start in range(0, tries, _BATCH):
+            count = min(_BATCH, tries - start)
+            at, rows = dice.integers(len(sources), size=count), dice.choice(bodies, count)
+            before = self.images.images(rows)
+            after = (before + maps[at]).clamp(-1, 1)
+            yield self._passed(self._judged(before, after, rows, finding, 1), after, rows, sources[at])
+
+    def _lesions(self, finding: str) -> tuple[np.ndarray, Tensor, Grafts]:
+        """Images whose lesion can be taken out, these lesions (N, 1, S, S), and the healed images that pass."""
+        if finding not in self._taken:
+            ill = spaced(np.flatnonzero(self.labels[:, self._column(finding)] == 1), _LESIONS)
+            if not len(ill):
+                raise InputError("no training image has it", field=f"finding {finding!r}", remedy="Leave it out")
+            sources, lesions, healed = list[np.ndarray](), list[Tensor](), list[Grafts]()
+            for rows in np.split(ill, range(_BATCH, len(ill), _BATCH)):
+                x = self.images.images(rows)
+                lesion = self.tagger.maps(x, finding)[0].cpu() * self.images.valid(rows)
+                after = (x - lesion).clamp(-1, 1)
+                judged = self._judged(x, after, rows, finding, -1)
+                sources.append(rows[judged.reached.numpy()])
+                lesions.append(lesion[judged.reached])
+                healed.append(self._passed(judged, after, rows, rows))
+            self._taken[finding] = np.concatenate(sources), torch.cat(lesions), self._joined(healed)
+        return self._taken[finding]
+
+    def _judged(self, before: Tensor, after: Tensor, rows: np.ndarray, finding: str, sign: Sign) -> Judgement:
+        judged = self.gate.judge(before, after, finding, sign, own=torch.from_numpy(rows))
+        self.tally.add(judged)
+        return judged
+
+    @staticmethod
+    def _passed(judged: Judgement, images: Tensor, rows: np.ndarray, lesions: np.ndarray) -> Grafts:
+        kept = judged.accepted
+        return Grafts(images[kept], rows[kept.numpy()], lesions[kept.numpy()], judged.after[kept])
+
+    def _joined(self, parts: list[Grafts]) -> Grafts:
+        size = self.images.size
+        return Grafts(
+            torch.cat([torch.zeros(0, 1, size, size), *(part.images for part in parts)]),
+            np.concatenate([np.zeros(0, np.int64), *(part.rows for part in parts)]),
+            np.concatenate([np.zeros(0, np.int64), *(part.lesions for part in parts)]),
+            torch.cat([torch.zeros(0), *(part.soft for part in parts)]),
+        )
+
+    def _column(self, finding: str) -> int:
+        if finding not in self.tagger.findings:
+            known = ", ".join(self.tagger.findings)
+            raise InputError(f"the model does not know {finding!r}", field="finding", remedy=f"It knows {known}")
+        return self.tagger.findings.index(finding)
+
+
+def write_grafts(
+    grafting: Grafting,
+    findings: Mapping[str, int],
+    folder: str | Path,
+    *,
+    tries: float = 8.0,
+    healed: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, int]]:
+    """A study table of grafts and healed images, with truthful labels.
+
+    Writes ``images/``, PNG files that say what they are, ``table.csv`` with the tagger's findings and, beside each
+    image, ``soft:<finding>`` of the edited one, "edited", "method" ("graft" or "healed"), "lesion_patient" and
+    "synthetic"; and ``grafts.json`` with rates and settings. The same call does nothing where it has been finished.
+
+    Args:
+        grafting: what makes them.
+        findings: finding -> how many images with it are wanted.
+        folder: where to write.
+        tries: at most so many for each image that is wanted.
+        healed: also write the images that lesions were taken out of, up to as many.
+        progress: called after each finding.
+
+    Returns:
+        Finding -> "graft" and "healed" -> how many were written.
+
+    Raises:
+        InputError: nothing wanted, an unknown finding, or a folder of another request.
+    """
+    wanted, folder = {canonical_name(name): int(count) for name, count in findings.items()}, Path(folder)
+    if not wanted or min(wanted.values()) < 1:
+        raise InputError("nothing is wanted", field="findings", remedy='Give numbers, such as {"Edema": 500}')
+    request = {
+        "wanted": wanted,
+        "tries": tries,
+        "healed": healed,
+        "seed": grafting.seed,
+        "tagger": grafting.tagger.checkpoint,
+        "verifiers": grafting.gate.digests(),
+    }
+    if (folder / _STATE).is_file():
+        state: dict[str, Any] = read_json(folder / _STATE)
+        if state.get("request") != json.loads(json.dumps(request)):
+            remedy = "Choose another folder, or repeat that request"
+            raise InputError("holds the images of another request", path=folder, remedy=remedy)
+        return dict(state["made"])
+    made: dict[str, dict[str, int]] = {}
+    rows: list[dict[str, Any]] = []
+    for name, count in wanted.items():
+        made[name] = {}
+        for sign, method in ((1, "graft"), (-1, "healed")) if healed else ((1, "graft"),):
+            found = grafting.make(name, sign, count, tries)  # type: ignore[arg-type]
+            made[name][method] = len(found)
+            for at in range(len(found)):
+                rows.append(_row(grafting, found, at, name, method, f"images/{method}-{len(rows):06d}.png", folder))
+        if progress is not None:
+            progress(name, made[name]["graft"], count)
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["image", "patient", "split"])
+    known = [name for name in grafting.tagger.findings if name in frame]
+    StudyTable.from_frame(frame, folder, findings=known).write(folder / _TABLE)
+    state = {"synthetic": True, "request": request, "made": made, "rates": grafting.tally.table()}
+    write_json(folder / _STATE, state)
+    return made
+
+
+def _row(
+    grafting: Grafting, found: Grafts, at: int, finding: str, method: str, image: str, folder: Path
+) -> dict[str, Any]:
+    """Write one image; its row of the table."""
+    tagger, row = grafting.tagger, int(found.rows[at])
+    labels = dict(zip(tagger.findings, grafting.labels[row].tolist(), strict=True))
+    labels[finding] = float(method == "graft")
+    facts = {
+        "Synthetic": "true",
+        "Description": NOTICE,
+        "Software": f"counterscan {counterscan.__version__}",
+        "Checkpoint": tagger.checkpoint or "",
+        "Method": f"{method}: {finding}",
+    }
+    with atomic_write(folder / image) as handle:
+        handle.write(png(quantised(found.images[at], 8), facts))
+    return {
+        "image": image,
+        "patient": grafting.images.patients[row],
+        "split": "train",
+        **labels,
+        f"{SOFT_PREFIX}{finding}": round(float(found.soft[at].clamp(LEAST, MOST)), 4),
+        "edited": finding,
+        "method": method,
+        "lesion_patient": grafting.images.patients[int(found.lesions[at])],
+        "synthetic": 1,
+    }

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from counterscan.data.store import PreparedStore
+from counterscan.data.table import StudyTable
+from counterscan.errors import InputError
+from counterscan.files import read_json
+from counterscan.tbsmgan.gate import Gate
+from counterscan.tbsmgan.grafts import FEWEST, Grafting, write_grafts
+from tests.tbsmgan.linear import FINDINGS, BlockTagger, BlockVerifier, blocks_of, store
+
+
+@pytest.fixture(scope="module")
+def images() -> PreparedStore:
+    return store()
+
+
+@pytest.fixture
+def grafting(images: PreparedStore) -> Callable[..., Grafting]:
+    def make(tagger: BlockTagger | None = None, labels: np.ndarray | None = None, seed: int = 0) -> Grafting:
+        gate = Gate.calibrate([BlockVerifier()], images)  # type: ignore[list-item]
+        gate.limits = replace(gate.limits, shape=1.9, change=0.3, copy=0.0)
+        (train,) = images.parts("train")
+        known = train.labels if labels is None else labels
+        return Grafting(tagger or BlockTagger(), train, known, gate, seed)  # type: ignore[arg-type]
+
+    return make
+
+
+def test_lesions_are_put_into_bodies_that_lack_them(grafting: Callable[..., Grafting]) -> None:
+    makes = grafting()
+    found = makes.make("Edema", 1, 20, tries=8)
+    assert len(found) == 20
+    bodies, lesions = makes.images.images(found.rows), makes.images.images(found.lesions)
+    assert (makes.labels[found.rows, 0] == 0).all()
+    assert (makes.labels[found.lesions, 0] == 1).all()
+    change = found.images - bodies
+    assert change[..., :4, 4:].abs().max() == change[..., 4:, :].abs().max() == 0  # the rest of the body, bit for bit
+    assert blocks_of(change)[:, 0] == pytest.approx(blocks_of(lesions)[:, 0].numpy(), abs=1e-6)
+    assert (found.soft > 0.8).all()
+    rates = makes.tally.table()
+    assert {row["finding"] for row in rates} == {"Edema (+)", "Edema (-)"}
+
+
+def test_lesions_are_taken_out_of_their_own_images_once(grafting: Callable[..., Grafting]) -> None:
+    makes = grafting()
+    found = makes.make("Pleural Effusion", -1, 10_000, tries=1)
+    assert len(set(found.rows.tolist())) == len(found) > 20
+    assert (found.rows == found.lesions).all()
+    assert (makes.labels[found.rows, 1] == 1).all()
+    assert (blocks_of(found.images)[:, 1] < 0.05).all()
+    assert (found.soft < 0.2).all()
+    assert len(makes.make("Pleural Effusion", -1, 3, tries=1)) == 3
+
+
+def test_the_same_seed_makes_the_same_images(grafting: Callable[..., Grafting]) -> None:
+    first, again, other = (grafting(seed=seed).make("Edema", 1, 9, tries=8) for seed in (1, 1, 2))
+    assert torch.equal(first.images, again.images)
+    assert first.rows.tolist() == again.rows.tolist() != other.rows.tolist()
+
+
+def test_what_cannot_be_taken_out_is_not_put_in(grafting: Callable[..., Grafting]) -> None:
+    makes = grafting(BlockTagger(blind=True))
+    assert len(makes.make("Edema", 1, 5, tries=8)) == len(makes.make("Edema", -1, 5, tries=8)) == 0
+    assert [row["finding"] for row in makes.tally.table()] == ["Edema (-)"]  # nothing was tried
+
+
+def test_few_lesions_are_too_few(grafting: Callable[..., Grafting], images: PreparedStore) -> None:
+    labels = images.parts("train")[0].labels.copy()
+    ill = np.flatnonzero(labels[:, 0] == 1)
+    labels[ill[FEWEST - 1 :], 0] = np.nan  # unknown: neither ill nor healthy
+    makes = grafting(labels=labels)
+    assert len(makes.make("Edema", 1, 5, tries=8)) == 0
+    assert len(makes.make("Edema", -1, 5, tries=8)) > 0
+
+
+def test_tries_bound_the_work(grafting: Callable[..., Grafting]) -> None:
+    makes = grafting()
+    makes.gate.limits = replace(makes.gate.limits, realism=0.0)  # nothing passes
+    assert len(makes.make("Edema", 1, 10, tries=3)) == 0
+    assert [row["tried"] for row in makes.tally.table() if row["finding"] == "Edema (+)"] == [30]
+
+
+def test_a_study_table_with_truthful_labels_is_written(grafting: Callable[..., Grafting], tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    made = write_grafts(
+        grafting(), {"edema": 12, "Pleural Effusion": 7}, tmp_path, healed=True, progress=lambda *now: seen.append(now)
+    )
+    assert made == {"Edema": {"graft": 12, "healed": 12}, "Pleural Effusion": {"graft": 7, "healed": 7}}
+    assert seen == [("Edema", 12, 12), ("Pleural Effusion", 7, 7)]
+    table = StudyTable.read(tmp_path / "table.csv")
+    table.validate(check_files=True)
+    assert len(table) == 38
+    train = set(grafting().images.patients)
+    for at in range(len(table)):
+        row, picture = table.frame.iloc[at], Image.open(table.image_path(at))
+        assert {row["patient"], row["lesion_patient"]} <= train
+        assert picture.text["Synthetic"] == "true"  # type: ignore[attr-defined]
+        assert picture.text["Method"] == f"{row['method']}: {row['edited']}"  # type: ignore[attr-defined]
+        assert row[row["edited"]] == float(row["method"] == "graft")
+        assert 0.05 <= float(row[f"soft:{row['edited']}"]) <= 0.95
+        pixels = torch.from_numpy(np.asarray(picture) / 127.5 - 1).float()[None, None]
+        assert (float(blocks_of(pixels)[0, FINDINGS.index(row["edited"])]) > 0.2) == (row["method"] == "graft")
+    assert read_json(tmp_path / "grafts.json")["made"] == made
+    stamp = (tmp_path / "table.csv").stat().st_mtime_ns
+    assert write_grafts(grafting(), {"Edema": 12, "Pleural Effusion": 7}, tmp_path, healed=True) == made
+    assert (tmp_path / "table.csv").stat().st_mtime_ns == stamp
+    with pytest.raises(InputError, match="another request"):
+        write_grafts(grafting(), {"Edema": 13}, tmp_path)
+
+
+def test_healed_images_are_written_where_asked_for_and_nothing_made_is_an_empty_table(
+    grafting: Callable[..., Grafting], tmp_path: Path
+) -> None:
+    assert write_grafts(grafting(), {"Edema": 3}, tmp_path / "a") == {"Edema": {"graft": 3}}
+    made = write_grafts(grafting(BlockTagger(blind=True)), {"Edema": 3}, tmp_path / "b", healed=True)
+    assert made == {"Edema": {"graft": 0, "healed": 0}}
+    assert (tmp_path / "b" / "table.csv").read_text().strip() == "image,patient,split,mask_kind"
+
+
+def test_what_cannot_be_done_is_said(grafting: Callable[..., Grafting], images: PreparedStore, tmp_path: Path) -> None:
+    makes = grafting()
+    with pytest.raises(InputError, match="does not know 'Fracture'"):
+        makes.make("Fracture", 1, 1, tries=1)
+    with pytest.raises(InputError, match="nothing is wanted"):
+        write_grafts(makes, {}, tmp_path)
+    none = grafting(labels=np.zeros((len(makes.images), 2)))
+    with pytest.raises(InputError, match="no training image has it"):
+        none.make("Edema", 1, 1, tries=1)
+    tagger, large = BlockTagger(), BlockTagger()
+    large.size = 16  # type: ignore[misc]
+    with pytest.raises(InputError, match="16 px"):
+        Grafting(large, makes.images, makes.labels, makes.gate)  # type: ignore[arg-type]
+    tagger.findings = ("Edema", "Mass")  # type: ignore[misc]
+    with pytest.raises(InputError, match="verifiers do not know 'Mass'"):
+        Grafting(tagger, makes.images, makes.labels, makes.gate)  # type: ignore[arg-type]
