@@ -64,7 +64,7 @@ def test_a_study_goes_on_with_the_same_given_images_only(tmp_path: Path) -> None
         run(data, tmp_path, ARMS, given=second)
 
 
-@pytest.mark.parametrize("case", ["none", "size", "finding", "leak"])
+@pytest.mark.parametrize("case", ["none", "size", "finding", "leak", "lesion"])
 def test_images_that_do_not_fit_are_refused_before_anything_is_spent(
     tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +76,15 @@ def test_images_that_do_not_fit_are_refused_before_anything_is_spent(
         given = PreparedStore.from_arrays(np.zeros((9, 8, 8), np.uint8), labels=np.zeros((9, 1)), findings=("Edema",))
     elif case == "leak":
         given.patients = np.where(np.arange(40) == 3, data.patients[data.split == "test"][0], given.patients)
-    wanted = {"none": "no images", "size": "16 px", "finding": "no such label", "leak": "1 of their patients"}[case]
+    elif case == "lesion":
+        given = made_elsewhere(lesion_patient=data.patients[data.split == "val"][:40])
+    wanted = {
+        "none": "no images",
+        "size": "16 px",
+        "finding": "no such label",
+        "leak": "1 of their patients",
+        "lesion": "40 of their",
+    }[case]
     with pytest.raises(InputError, match=wanted):
         run(data, tmp_path, ARMS, given=None if case == "none" else given)
     assert not (tmp_path / "runs").exists()

@@ -142,3 +142,28 @@ def test_what_cannot_be_done_is_said(grafting: Callable[..., Grafting], images: 
     tagger.findings = ("Edema", "Mass")  # type: ignore[misc]
     with pytest.raises(InputError, match="verifiers do not know 'Mass'"):
         Grafting(tagger, makes.images, makes.labels, makes.gate)  # type: ignore[arg-type]
+
+
+def test_an_interrupted_request_goes_on(grafting: Callable[..., Grafting], tmp_path: Path) -> None:
+    wanted = {"Edema": 6, "Pleural Effusion": 4}
+
+    def interrupt(finding: str, made: int, count: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_grafts(grafting(), wanted, tmp_path / "broken", progress=interrupt)
+    assert len(StudyTable.read(tmp_path / "broken" / "table.csv", labelled=False)) == 6
+    resumed, whole = grafting(), grafting()
+    assert write_grafts(resumed, wanted, tmp_path / "broken") == write_grafts(whole, wanted, tmp_path / "whole")
+    assert resumed.tally.table() == whole.tally.table()
+    first, second = ((tmp_path / name / "table.csv").read_text() for name in ("broken", "whole"))
+    assert first == second
+
+
+def test_unknown_labels_stay_blank(grafting: Callable[..., Grafting], images: PreparedStore, tmp_path: Path) -> None:
+    labels = images.parts("train")[0].labels.copy()
+    labels[:, 1] = np.nan
+    write_grafts(grafting(labels=labels), {"Edema": 3}, tmp_path)
+    frame = StudyTable.read(tmp_path / "table.csv", labelled=False).frame
+    assert frame["Edema"].tolist() == [1.0] * 3
+    assert "Pleural Effusion" not in frame or frame["Pleural Effusion"].isna().all()

@@ -47,7 +47,7 @@ from counterscan.tbsmgan.edits.prompt import ReportReader
 from counterscan.tbsmgan.export import quantised
 from counterscan.tbsmgan.gate import Gate
 from counterscan.tbsmgan.generator import StyleGAN
-from counterscan.tbsmgan.grafts import Grafting
+from counterscan.tbsmgan.grafts import LESION_PATIENT, Grafting
 from counterscan.tbsmgan.judgement import CRITERIA, Sign
 from counterscan.tbsmgan.steering import Method, Steering
 from counterscan.tbsmgan.synthesis import LEAST, MOST, SOFT_PREFIX, SynthesisConfig, choose_editors, synthesize
@@ -369,7 +369,8 @@ def given_images(study: Study) -> PreparedStore:
                 field=f"finding {name!r}",
                 remedy="Give a table of synthetic images with these columns",
             )
-    held = set(study.held_patients()) & set(given.patients.tolist())
+    of = set(given.patients.tolist()) | set(given.table.frame.get(LESION_PATIENT, pd.Series(dtype=str)).astype(str))
+    held = set(study.held_patients()) & of
     if held:
         raise InputError(
             f"{len(held)} of their patients are among those of the validation and test images",

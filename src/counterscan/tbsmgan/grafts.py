@@ -12,7 +12,7 @@ the other body do not pass.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from counterscan.taggan import TagGAN
 
 NOTICE = "SYNTHETIC IMAGE: a lesion was put in or taken out. Research use only. Not a medical device."
+LESION_PATIENT = "lesion_patient"  # column: an image of two patients is an image of both
 FEWEST = 5  # lesions of a finding that can be taken out, below which none is put in
 _LESIONS = 512  # of a finding that are taken
 _BATCH = 64
@@ -195,7 +196,8 @@ def write_grafts(
 
     Writes ``images/``, PNG files that say what they are, ``table.csv`` with the tagger's findings and, beside each
     image, ``soft:<finding>`` of the edited one, "edited", "method" ("graft" or "healed"), "lesion_patient" and
-    "synthetic"; and ``grafts.json`` with rates and settings. The same call does nothing where it has been finished.
+    "synthetic"; and ``grafts.json`` with rates and settings. The same call goes on after the last
+    finding that was finished.
 
     Args:
         grafting: what makes them.
@@ -222,29 +224,39 @@ def write_grafts(
         "tagger": grafting.tagger.checkpoint,
         "verifiers": grafting.gate.digests(),
     }
+    state: dict[str, Any] = {"synthetic": True, "request": request, "made": {}, "tally": {}, "rates": [], "rows": []}
     if (folder / _STATE).is_file():
-        state: dict[str, Any] = read_json(folder / _STATE)
+        state = read_json(folder / _STATE)
         if state.get("request") != json.loads(json.dumps(request)):
-            remedy = "Choose another folder, or repeat that request"
+            remedy = "Choose another folder, or repeat that request to go on with it"
             raise InputError("holds the images of another request", path=folder, remedy=remedy)
-        return dict(state["made"])
-    made: dict[str, dict[str, int]] = {}
-    rows: list[dict[str, Any]] = []
+        grafting.tally.counts = state["tally"]
+    made, rows = state["made"], state["rows"]
+    kinds: list[tuple[Sign, str]] = [(1, "graft")]
+    if healed:
+        kinds.append((-1, "healed"))
     for name, count in wanted.items():
-        made[name] = {}
-        for sign, method in ((1, "graft"), (-1, "healed")) if healed else ((1, "graft"),):
-            found = grafting.make(name, sign, count, tries)  # type: ignore[arg-type]
-            made[name][method] = len(found)
+        if name in made:
+            continue
+        counts: dict[str, int] = {}
+        for sign, method in kinds:
+            found = grafting.make(name, sign, count, tries)
+            counts[method] = len(found)
             for at in range(len(found)):
                 rows.append(_row(grafting, found, at, name, method, f"images/{method}-{len(rows):06d}.png", folder))
+        made[name] = counts
+        state |= {"tally": grafting.tally.counts, "rates": grafting.tally.table()}
+        _write_table(rows, grafting.tagger.findings, folder)
+        write_json(folder / _STATE, state)
         if progress is not None:
-            progress(name, made[name]["graft"], count)
+            progress(name, counts["graft"], count)
+    return dict(made)
+
+
+def _write_table(rows: list[dict[str, Any]], findings: Sequence[str], folder: Path) -> None:
     frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["image", "patient", "split"])
-    known = [name for name in grafting.tagger.findings if name in frame]
+    known = [name for name in findings if name in frame]
     StudyTable.from_frame(frame, folder, findings=known).write(folder / _TABLE)
-    state = {"synthetic": True, "request": request, "made": made, "rates": grafting.tally.table()}
-    write_json(folder / _STATE, state)
-    return made
 
 
 def _row(
@@ -267,10 +279,10 @@ def _row(
         "image": image,
         "patient": grafting.images.patients[row],
         "split": "train",
-        **labels,
+        **{name: value for name, value in labels.items() if value == value},  # NaN is unknown, a blank cell
         f"{SOFT_PREFIX}{finding}": round(float(found.soft[at].clamp(LEAST, MOST)), 4),
         "edited": finding,
         "method": method,
-        "lesion_patient": grafting.images.patients[int(found.lesions[at])],
+        LESION_PATIENT: grafting.images.patients[int(found.lesions[at])],
         "synthetic": 1,
     }
