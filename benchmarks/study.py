@@ -53,6 +53,8 @@ class Options(StudyOptions):
     """At most so many edits per image that is wanted."""
     weight: float | None = None
     """Of a synthetic image in the loss, a real one has 1."""
+    least: float | None = None
+    """Share of edits that must pass the gate on some bodies, or a finding is left alone."""
     resamples: int | None = None
     """Bootstrap draws of patients."""
     others: Literal["source", "agreed"] | None = None
@@ -62,7 +64,7 @@ class Options(StudyOptions):
 
     def config(self, **own: Any) -> StudyConfig:
         """The profile with what a set needs, and what was asked for."""
-        asked = self.given("clip_steps", "verifier_steps", "tries", "weight", "resamples", "others")
+        asked = self.given("clip_steps", "verifier_steps", "tries", "weight", "least", "resamples", "others")
         base = PROFILES[self.profile]()
         return replace(base, force=self.force, cards=self.cards or base.cards, **{**own, **asked})
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from counterscan.tbsmgan.steering import Steering
     from counterscan.text.zeroshot import ZeroShot
 
-_FEW = 0.2  # share of edits that pass
 Method = Literal["style", "learned", "per-image", "label-swap", "random"]
 
 
@@ -148,7 +147,7 @@ class Synthesize:
         from rich.progress import Progress
 
         from counterscan.cli.tables import say
-        from counterscan.tbsmgan.synthesis import SynthesisConfig, choose_editors, synthesize
+        from counterscan.tbsmgan.synthesis import MOSTLY, SynthesisConfig, choose_editors, synthesize
 
         torch.set_num_threads(self.threads)
         config = SynthesisConfig(-1 if self.remove else 1, self.strength, self.tries, psi=self.psi, seed=self.seed)
@@ -172,7 +171,7 @@ class Synthesize:
             both = [editor, steering.editor("learned")]
             editor, compared = choose_editors(both, gate, prompts, supply, config)
             for name, shares in compared.items():
-                few = "; so few that the classifiers' errors choose them" if max(shares.values()) < _FEW else ""
+                few = "; most fail, and the classifiers' errors choose some" if max(shares.values()) < MOSTLY else ""
                 told = ", ".join(f"{share:.0%} of edits pass by {tried}" for tried, share in shares.items())
                 say(f"{name}: {told}{few}")
         with Progress(transient=True, console=Console(stderr=True)) as bar:

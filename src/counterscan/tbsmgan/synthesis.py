@@ -36,7 +36,7 @@ from counterscan.tbsmgan.judgement import Judgement, Sign
 SOFT_PREFIX = "soft:"
 LEAST, MOST = 0.05, 0.95  # of soft labels
 _TRIED_ON = 48  # bodies that methods are compared on
-_GOOD = 0.5  # share of edits that pass from which no other method is tried
+MOSTLY = 0.5  # share of edits that pass from which no other method is tried; below, verifiers' errors choose many
 _STATE, _TABLE = "synthesis.json", "table.csv"
 
 Progress = Callable[[str, int, int], None]  # finding, accepted, wanted
@@ -185,7 +185,7 @@ def choose_editors(
     """For each finding the editor most of whose edits pass the gate, on a few bodies.
 
     Args:
-        editors: methods, the cheapest first; those after one with ``_GOOD`` are not tried.
+        editors: methods, the cheapest first; those after one with ``MOSTLY`` are not tried.
         gate: what judges.
         prompts: finding -> what is asked.
         supply: bodies.
@@ -207,7 +207,7 @@ def choose_editors(
             share = shares[name][editor.name] = share_accepted(parts)
             if share > best:
                 chosen[name], best = editor, share
-            if share >= _GOOD:
+            if share >= MOSTLY:
                 break
     return PerFinding(chosen), shares
 
