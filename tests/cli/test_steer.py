@@ -254,6 +254,7 @@ def test_graft_tells_what_was_rejected(
     assert graft(study, tagger, tmp_path, "Consolidation=3") == 1
     said = capsys.readouterr().out
     assert "Consolidation: 0 graft, 0 healed" in said
+    assert "Consolidation (-)" in said.split("Consolidation: 0")[0]  # the finding is not cut in a narrow terminal
     rates = json.loads((tmp_path / "grafts.json").read_text())["rates"]
     assert [row["finding"] for row in rates] == ["Consolidation (-)"]
 

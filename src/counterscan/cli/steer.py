@@ -376,11 +376,21 @@ def counterpart(
 
 
 def rates(rows: list[dict[str, Any]]) -> Any:
-    """The gate's rates for the terminal."""
+    """The gate's rates for the terminal, as narrow as 80 columns: counts, and the share that passes each criterion."""
     from counterscan.report.tables import Table
 
-    columns = tuple(rows[0]) if rows else ("finding",)
-    return Table("What the gate let through", columns, [[row[c] for c in columns] for row in rows]).to_rich()
+    columns = {
+        "finding": "Finding",
+        "tried": "Tried",
+        "accepted": "Passed",
+        "target": "Target",
+        "off-target": "Others",
+        "identity": "Body",
+        "realism": "Real",
+        "new": "New",
+    }
+    cells = [[row[c] for c in columns] for row in rows]
+    return Table("What the gate let through", tuple(columns.values()), cells, digits=2).to_rich()
 
 
 COMMANDS = {"edit": Edit, "synthesize": Synthesize}
