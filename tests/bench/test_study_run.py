@@ -20,6 +20,7 @@ from counterscan.text.clip import TinyTextImage
 from counterscan.text.clip_training import patients_digest
 from counterscan.text.tokenizer import ReportTokenizer
 from tests.bench.study_toy import CONFIG, gan_of, quiet, run, toy_store, use_toys
+from tests.tbsmgan.linear import BlockTagger
 
 FEW = replace(CONFIG, arms=("real", "classic", "duplicate", "both", "random"), steps=4)
 
@@ -279,3 +280,13 @@ def test_lesions_put_into_other_images_are_an_arm_that_needs_no_generator(
     assert (made.targets[np.arange(len(made)), made.edited] > 0.5).all()
     assert any(row["finding"] == "Edema (+)" for row in made.about["rates"])
     assert labels.shape[1] == made.targets.shape[1]
+
+
+def test_findings_whose_grafts_mostly_fail_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_toys(monkeypatch)
+    monkeypatch.setattr(study_content, "fit_tagger", lambda study: BlockTagger(blind=True))
+    study = Study(toy_store(), replace(CONFIG, arms=("classic", "graft")), tmp_path)
+    study_content.make(study, "graft", "rules-v2", 0)
+    made = study_content.load(study, "graft", "rules-v2", 0)
+    assert len(made) == 0
+    assert made.about["refused"] == dict.fromkeys(study.findings, "0% of the grafts pass the gate")

@@ -335,8 +335,12 @@ def _moved(study: Study, content: Content, view: str, number: int) -> Made:
 def _graft(study: Study, content: Content, view: str, number: int) -> Made:
     gate, labels = load_gate(study), study.targets("train")
     grafting = Grafting(fit_tagger(study), study.part("train"), labels, gate, _seed(study, number))
-    made: list[Made] = []
+    made, refused = [_nothing(study, {})], dict[str, str]()
     for k, (name, count) in enumerate(_wanted(study).items()):
+        share = grafting.share(name)
+        if share < study.config.least:
+            refused[name] = f"{share:.0%} of the grafts pass the gate"
+            continue
         found = grafting.make(name, 1, count, study.config.tries)
         targets = labels[found.rows].astype(np.float32)
         targets[:, k] = found.soft.clamp(LEAST, MOST).numpy() if study.config.soft else 1.0
@@ -346,7 +350,7 @@ def _graft(study: Study, content: Content, view: str, number: int) -> Made:
     return replace(
         joined,
         targets=_agreed(study, gate, joined.images, joined.targets, joined.edited),
-        about={"rates": grafting.tally.table(), "wanted": _wanted(study)},
+        about={"rates": grafting.tally.table(), "wanted": _wanted(study), "refused": refused},
     )
 
 

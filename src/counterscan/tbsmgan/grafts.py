@@ -125,6 +125,10 @@ class Grafting:
                 break
         return self._joined(found).first(count)
 
+    def share(self, finding: str) -> float:
+        """Share of lesions that pass on other bodies, of the first ``_BATCH`` that are tried."""
+        return sum(map(len, self._grafted(finding, _BATCH))) / _BATCH
+
     def _grafted(self, finding: str, tries: int) -> Iterator[Grafts]:
         sources, maps, _ = self._lesions(finding)
         column = self.tagger.findings.index(finding)
