@@ -167,3 +167,14 @@ def test_unknown_labels_stay_blank(grafting: Callable[..., Grafting], images: Pr
     frame = StudyTable.read(tmp_path / "table.csv", labelled=False).frame
     assert frame["Edema"].tolist() == [1.0] * 3
     assert "Pleural Effusion" not in frame or frame["Pleural Effusion"].isna().all()
+
+
+def test_a_batch_that_was_looked_at_is_not_judged_again(grafting: Callable[..., Grafting]) -> None:
+    looked, plain = grafting(), grafting()
+    share = looked.share("Edema")
+    first = looked.make("Edema", 1, 40, tries=8)
+    assert torch.equal(first.images, plain.make("Edema", 1, 40, tries=8).images)
+    assert looked.tally.table() == plain.tally.table()
+    (row,) = (row for row in looked.tally.table() if row["finding"] == "Edema (+)")
+    assert row["tried"] > 0
+    assert share == pytest.approx(row["rate"], abs=0.2)

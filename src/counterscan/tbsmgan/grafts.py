@@ -11,14 +11,12 @@ the other body do not pass.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -26,15 +24,14 @@ import counterscan
 from counterscan.data.findings import canonical_name
 from counterscan.data.splits import spaced
 from counterscan.data.store import PreparedStore
-from counterscan.data.table import StudyTable
 from counterscan.errors import InputError
-from counterscan.files import atomic_write, read_json, write_json
+from counterscan.files import atomic_write, write_json
 from counterscan.png import png
 from counterscan.tbsmgan.acceptance import Tally
 from counterscan.tbsmgan.export import quantised
 from counterscan.tbsmgan.gate import Gate
 from counterscan.tbsmgan.judgement import Judgement, Sign
-from counterscan.tbsmgan.synthesis import LEAST, MOST, SOFT_PREFIX
+from counterscan.tbsmgan.synthesis import LEAST, MOST, SOFT_PREFIX, state_of, write_table
 
 if TYPE_CHECKING:
     from counterscan.taggan import TagGAN
@@ -44,7 +41,7 @@ LESION_PATIENT = "lesion_patient"  # column: an image of two patients is an imag
 FEWEST = 5  # lesions of a finding that can be taken out, below which none is put in
 _LESIONS = 512  # of a finding that are taken
 _BATCH = 64
-_STATE, _TABLE = "grafts.json", "table.csv"
+_STATE = "grafts.json"
 
 Progress = Callable[[str, int, int], None]  # finding, accepted, wanted
 
@@ -100,6 +97,7 @@ class Grafting:
         self.tagger, self.images, self.labels, self.gate, self.seed = tagger, images, labels, gate, seed
         self.tally = Tally()
         self._taken: dict[str, tuple[np.ndarray, Tensor, Grafts]] = {}
+        self._begun: dict[str, Grafts] = {}  # what passed of the first whole batch, judged and counted once
 
     def make(self, finding: str, sign: Sign, count: int, tries: float) -> Grafts:
         """Images of one finding that pass.
@@ -131,7 +129,7 @@ class Grafting:
 
     def _grafted(self, finding: str, tries: int) -> Iterator[Grafts]:
         sources, maps, _ = self._lesions(finding)
-        column = self.tagger.findings.index(finding)
+        column = self._column(finding)
         bodies = np.flatnonzero(self.labels[:, column] == 0)
         if len(sources) < FEWEST or not len(bodies):
             return
@@ -139,9 +137,16 @@ class Grafting:
         for start in range(0, tries, _BATCH):
             count = min(_BATCH, tries - start)
             at, rows = dice.integers(len(sources), size=count), dice.choice(bodies, count)
+            first = start == 0 and count == _BATCH
+            if first and finding in self._begun:
+                yield self._begun[finding]
+                continue
             before = self.images.images(rows)
             after = (before + maps[at]).clamp(-1, 1)
-            yield self._passed(self._judged(before, after, rows, finding, 1), after, rows, sources[at])
+            part = self._passed(self._judged(before, after, rows, finding, 1), after, rows, sources[at])
+            if first:
+                self._begun[finding] = part
+            yield part
 
     def _lesions(self, finding: str) -> tuple[np.ndarray, Tensor, Grafts]:
         """Images whose lesion can be taken out, these lesions (N, 1, S, S), and the healed images that pass."""
@@ -229,12 +234,8 @@ def write_grafts(
         "verifiers": grafting.gate.digests(),
     }
     state: dict[str, Any] = {"synthetic": True, "request": request, "made": {}, "tally": {}, "rates": [], "rows": []}
-    if (folder / _STATE).is_file():
-        state = read_json(folder / _STATE)
-        if state.get("request") != json.loads(json.dumps(request)):
-            remedy = "Choose another folder, or repeat that request to go on with it"
-            raise InputError("holds the images of another request", path=folder, remedy=remedy)
-        grafting.tally.counts = state["tally"]
+    if (begun := state_of(folder / _STATE, request)) is not None:
+        state, grafting.tally.counts = begun, begun["tally"]
     made, rows = state["made"], state["rows"]
     kinds: list[tuple[Sign, str]] = [(1, "graft")]
     if healed:
@@ -250,17 +251,11 @@ def write_grafts(
                 rows.append(_row(grafting, found, at, name, method, f"images/{method}-{len(rows):06d}.png", folder))
         made[name] = counts
         state |= {"tally": grafting.tally.counts, "rates": grafting.tally.table()}
-        _write_table(rows, grafting.tagger.findings, folder)
+        write_table(rows, grafting.tagger.findings, folder)
         write_json(folder / _STATE, state)
         if progress is not None:
             progress(name, counts["graft"], count)
     return dict(made)
-
-
-def _write_table(rows: list[dict[str, Any]], findings: Sequence[str], folder: Path) -> None:
-    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["image", "patient", "split"])
-    known = [name for name in findings if name in frame]
-    StudyTable.from_frame(frame, folder, findings=known).write(folder / _TABLE)
 
 
 def _row(

@@ -302,10 +302,7 @@ class _Run:
 
     def _write(self) -> None:
         """The table first: rows beyond those that the state counts are made anew, and come out the same."""
-        frame = pd.DataFrame(self.rows) if self.rows else pd.DataFrame(columns=["image", "patient", "split"])
-        StudyTable.from_frame(frame, self.folder, findings=[f for f in self.gan.findings if f in frame]).write(
-            self.folder / _TABLE
-        )
+        write_table(self.rows, self.gan.findings, self.folder)
         state = {
             "synthetic": True,
             "request": self.request,
@@ -319,15 +316,9 @@ class _Run:
         write_json(self.folder / _STATE, state)
 
     def _resume(self) -> None:
-        if not (self.folder / _STATE).is_file():
+        state = state_of(self.folder / _STATE, self.request)
+        if state is None:
             return
-        state = read_json(self.folder / _STATE)
-        if state.get("request") != json.loads(json.dumps(self.request)):
-            raise InputError(
-                "holds the images of another request",
-                path=self.folder,
-                remedy="Choose another folder, or repeat that request to go on with it",
-            )
         self.batches = state["batches"]
         self.tally = Tally(state["tally"])
         if state["rows"]:
@@ -340,3 +331,28 @@ class _Run:
                 known = {str(name): value for name, value in row.items() if value == value}  # blank cells are NaN
                 self.rows.append(known)
                 self.made[known["edited"]] += 1
+
+
+def write_table(rows: Sequence[Mapping[str, Any]], findings: Sequence[str], folder: Path) -> None:
+    """The study table of synthetic images, with the findings that some row speaks of."""
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["image", "patient", "split"])
+    known = [name for name in findings if name in frame]
+    StudyTable.from_frame(frame, folder, findings=known).write(folder / _TABLE)
+
+
+def state_of(path: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How far a request came; None where it has not begun.
+
+    Raises:
+        InputError: the folder is another request's.
+    """
+    if not path.is_file():
+        return None
+    state: dict[str, Any] = read_json(path)
+    if state.get("request") != json.loads(json.dumps(request)):
+        raise InputError(
+            "holds the images of another request",
+            path=path.parent,
+            remedy="Choose another folder, or repeat that request to go on with it",
+        )
+    return state
