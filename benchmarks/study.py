@@ -136,14 +136,14 @@ class NIH(Options):
 
     data: Path = Path("../shared/data/nih_cxr")
     """Folder with manifest.csv."""
-    least: int = 5
-    """Positives that a finding must have in every split."""
+    positives: int = 5
+    """Positives, and negatives, that a finding must have in every split."""
 
     def run(self) -> None:
         """The findings that can be measured, then the study."""
         table = IMPORTERS["manifest"](self.data)
         # "Abnormal" is no word of these reports.
-        findings = tuple(name for name in measurable(table, self.least) if name != "Abnormal")
+        findings = tuple(name for name in measurable(table, self.positives) if name != "Abnormal")
         own = {
             "findings": findings,
             "blank": "ignore",
@@ -225,7 +225,7 @@ def with_reports(table: StudyTable, findings: Sequence[str]) -> StudyTable:
     return StudyTable(table.frame.assign(report=reports), table.root, table.findings)
 
 
-def measurable(table: StudyTable, least: int) -> tuple[str, ...]:
+def measurable(table: StudyTable, positives: int) -> tuple[str, ...]:
     """Findings with so many positives, and negatives, in every split.
 
     Raises:
@@ -235,10 +235,12 @@ def measurable(table: StudyTable, least: int) -> tuple[str, ...]:
     found = [
         name
         for k, name in enumerate(table.findings)
-        if all(int(np.sum(labels[split == part, k] == value)) >= least for part in SPLITS for value in (0, 1))
+        if all(int(np.sum(labels[split == part, k] == value)) >= positives for part in SPLITS for value in (0, 1))
     ]
     if not found:
-        raise InputError(f"no finding has {least} positives in every split", field="least", remedy="Ask for fewer")
+        raise InputError(
+            f"no finding has {positives} positives in every split", field="positives", remedy="Ask for fewer"
+        )
     return tuple(found)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from benchmarks import study as study_benchmark
 from counterscan.bench.study_config import (
     PROFILES,
     StudyConfig,
@@ -127,3 +128,9 @@ def test_profiles_hold_the_controls() -> None:
         assert make().seeds >= 5
     assert len(PROFILES["full"]().views) == 8
     assert PROFILES["quick"]().views == ("rules-v2",)
+
+
+def test_no_set_of_the_benchmark_changes_what_a_word_of_the_protocol_means(tmp_path: Path) -> None:
+    for options in (study_benchmark.Phantom, study_benchmark.NIH, study_benchmark.Covid):
+        assert options(out=tmp_path).config() == PROFILES["quick"]()
+        assert options(out=tmp_path, least=0.1).config().least == 0.1
