@@ -14,10 +14,22 @@ from counterscan.bench.study_config import StudyConfig
 from counterscan.bench.study_models import Study
 from counterscan.data.store import PreparedStore
 from counterscan.data.table import StudyTable
+from counterscan.taggan.filling import Regions
 from counterscan.tbsmgan.gate import Gate
 from counterscan.tbsmgan.generator import StyleGAN, TrainingPatients
 from counterscan.tbsmgan.steering import Steering
-from tests.tbsmgan.linear import BANK, BlockTagger, BlockVerifier, LinearText, encoded, linear_gan, store, zero_shot
+from tests.tbsmgan.linear import (
+    BANK,
+    BlockFiller,
+    BlockTagger,
+    BlockVerifier,
+    LinearText,
+    block_regions,
+    encoded,
+    linear_gan,
+    store,
+    zero_shot,
+)
 
 CONFIG = StudyConfig(
     arms=(
@@ -65,8 +77,8 @@ def gan_of(data: PreparedStore, *splits: str) -> StyleGAN:
     return made
 
 
-def use_toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models that need no training instead of the trained ones."""
+def use_toys(monkeypatch: pytest.MonkeyPatch, blind: bool = False) -> None:
+    """Models that need no training instead of the trained ones; ``blind`` ones take no lesion out."""
 
     def gate(study: Study) -> Gate:
         made = Gate.calibrate([BlockVerifier()], study.store)  # type: ignore[list-item]
@@ -80,6 +92,9 @@ def use_toys(monkeypatch: pytest.MonkeyPatch) -> None:
         known = zero_shot()
         return Steering(generator(study, number), LinearText(), zero_shot=known, bank=BANK)
 
+    def lesions(study: Study) -> tuple[BlockTagger, Regions, BlockFiller]:
+        return BlockTagger(), block_regions(study.targets("train")), BlockFiller(blind)
+
     for module, name, stub in (
         (study_run, "load_gate", gate),
         (study_content, "load_gate", gate),
@@ -91,8 +106,8 @@ def use_toys(monkeypatch: pytest.MonkeyPatch) -> None:
         (study_run, "fit_generator", generator),
         (study_run, "fit_text_model", lambda study, view: None),
         (study_run, "fit_verifier", lambda study, number: None),
-        (study_run, "fit_tagger", lambda study: None),
-        (study_content, "fit_tagger", lambda study: BlockTagger()),
+        (study_run, "fit_lesions", lambda study: None),
+        (study_content, "fit_lesions", lesions),
     ):
         monkeypatch.setattr(module, name, stub)
 

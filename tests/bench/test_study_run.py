@@ -20,7 +20,6 @@ from counterscan.text.clip import TinyTextImage
 from counterscan.text.clip_training import patients_digest
 from counterscan.text.tokenizer import ReportTokenizer
 from tests.bench.study_toy import CONFIG, gan_of, quiet, run, toy_store, use_toys
-from tests.tbsmgan.linear import BlockTagger
 
 FEW = replace(CONFIG, arms=("real", "classic", "duplicate", "both", "random"), steps=4)
 
@@ -269,7 +268,7 @@ def test_lesions_put_into_other_images_are_an_arm_that_needs_no_generator(
     use_toys(monkeypatch)
     data, config = toy_store(), replace(CONFIG, arms=("classic", "duplicate", "graft"), steps=4)
     jobs = [job for stage in _stages(Study(data, config, tmp_path), arms_of(config)) for job in stage]
-    assert {job.part for job in jobs} == {"verifiers", "gate", "tagger", "synthesis", "arms"}
+    assert {job.part for job in jobs} == {"verifiers", "gate", "lesions", "synthesis", "arms"}
     report = run(data, tmp_path, config)
     assert not report.left_out
     assert {(c.ours, c.theirs) for c in report.comparisons["ap"]} == {("graft", "classic"), ("graft", "duplicate")}
@@ -283,10 +282,9 @@ def test_lesions_put_into_other_images_are_an_arm_that_needs_no_generator(
 
 
 def test_findings_whose_grafts_mostly_fail_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_toys(monkeypatch)
-    monkeypatch.setattr(study_content, "fit_tagger", lambda study: BlockTagger(blind=True))
+    use_toys(monkeypatch, blind=True)
     study = Study(toy_store(), replace(CONFIG, arms=("classic", "graft")), tmp_path)
     study_content.make(study, "graft", "rules-v2", 0)
     made = study_content.load(study, "graft", "rules-v2", 0)
     assert len(made) == 0
-    assert made.about["refused"] == dict.fromkeys(study.findings, "0% of the grafts pass the gate")
+    assert made.about["refused"] == dict.fromkeys(study.findings, "the verifiers see it in 0% of its grafts")

@@ -245,7 +245,9 @@ def tagger(study: Path) -> Path:
 
 def graft(study: Path, tagger: Path, out: Path, *findings: str) -> int:
     places = [str(tagger), str(study / "store"), "--classifier", str(study / "classifier"), "--out", str(out)]
-    return run_commands("augment", GRAFT, ["graft", *places, "--healed", "--findings", *findings])
+    return run_commands(
+        "augment", GRAFT, ["graft", *places, "--healed", "--filler-steps", "2", "--findings", *findings]
+    )
 
 
 def test_graft_tells_what_was_rejected(

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from counterscan.care import Care
 from counterscan.data.store import PreparedStore
 from counterscan.nets.stylegan2 import StyleLayer
+from counterscan.taggan.filling import Regions
 from counterscan.tbsmgan.edits import TextDirections
 from counterscan.tbsmgan.generator import LabelMix, StyleGAN
 from counterscan.text.prompts import PromptBank
@@ -143,17 +145,34 @@ class BlockVerifier(nn.Module):
 
 
 class BlockTagger:
-    """M of finding k is what block k is brighter than 0; ``blind`` finds nothing."""
+    """M of finding k is what block k is brighter than 0; ``flips``: sides look alike."""
 
     findings, size, checkpoint = FINDINGS, 8, "blocks"
 
-    def __init__(self, blind: bool = False) -> None:
-        self.blind = blind
+    def __init__(self, flips: bool = False) -> None:
+        self.care = Care(flips=flips)
 
     def maps(self, images: Tensor, finding: str) -> tuple[Tensor, None]:
-        own = torch.zeros(4)
-        own[FINDINGS.index(finding)] = 0.0 if self.blind else 1.0
+        own = F.one_hot(torch.tensor(FINDINGS.index(finding)), 4)
         return painted(blocks_of(images).clamp_min(0) * own), None
+
+
+class BlockFiller:
+    """Under every region lies 0; ``blind`` leaves images as they are."""
+
+    size = 8
+
+    def __init__(self, blind: bool = False) -> None:
+        self.net, self.blind = nn.Flatten(), blind
+
+    def fill(self, images: Tensor, regions: Tensor) -> Tensor:
+        return images if self.blind else images * ~regions
+
+
+def block_regions(labels: np.ndarray) -> Regions:
+    """Block k of each image that has finding k."""
+    rows, columns = np.nonzero(labels == 1)
+    return Regions(rows, columns, painted(F.one_hot(torch.from_numpy(columns), 4).float()) > 0)
 
 
 def store(count: int = 200, seed: int = 0, images_per_patient: int = 1) -> PreparedStore:

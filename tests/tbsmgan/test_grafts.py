@@ -8,14 +8,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from counterscan.data.store import PreparedStore
 from counterscan.data.table import StudyTable
 from counterscan.errors import InputError
 from counterscan.files import read_json
 from counterscan.tbsmgan.gate import Gate
-from counterscan.tbsmgan.grafts import FEWEST, Grafting, write_grafts
-from tests.tbsmgan.linear import FINDINGS, BlockTagger, BlockVerifier, blocks_of, store
+from counterscan.tbsmgan.grafts import FEWEST, Grafting, opacity, with_opacity, write_grafts
+from counterscan.tbsmgan.judgement import Judgement, Sign
+from tests.tbsmgan.linear import (
+    FINDINGS,
+    BlockFiller,
+    BlockTagger,
+    BlockVerifier,
+    block_regions,
+    blocks_of,
+    store,
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +35,13 @@ def images() -> PreparedStore:
 
 @pytest.fixture
 def grafting(images: PreparedStore) -> Callable[..., Grafting]:
-    def make(tagger: BlockTagger | None = None, labels: np.ndarray | None = None, seed: int = 0) -> Grafting:
+    def make(blind: bool = False, labels: np.ndarray | None = None, seed: int = 0, flips: bool = False) -> Grafting:
         gate = Gate.calibrate([BlockVerifier()], images)  # type: ignore[list-item]
         gate.limits = replace(gate.limits, shape=1.9, change=0.3, copy=0.0)
         (train,) = images.parts("train")
         known = train.labels if labels is None else labels
-        return Grafting(tagger or BlockTagger(), train, known, gate, seed)  # type: ignore[arg-type]
+        parts = BlockTagger(flips), block_regions(known), BlockFiller(blind)
+        return Grafting(*parts, train, known, gate, seed)  # type: ignore[arg-type]
 
     return make
 
@@ -44,10 +55,34 @@ def test_lesions_are_put_into_bodies_that_lack_them(grafting: Callable[..., Graf
     assert (makes.labels[found.lesions, 0] == 1).all()
     change = found.images - bodies
     assert change[..., :4, 4:].abs().max() == change[..., 4:, :].abs().max() == 0  # the rest of the body, bit for bit
-    assert blocks_of(change)[:, 0] == pytest.approx(blocks_of(lesions)[:, 0].numpy(), abs=1e-6)
-    assert (found.soft > 0.8).all()
+    inside = (..., slice(None, 4), slice(None, 4))
+    put = with_opacity(bodies, opacity(lesions, torch.zeros_like(lesions)))  # under the lesions lies 0
+    assert torch.equal(found.images[inside], put[inside])
+    assert (blocks_of(change)[:, 0] > 0.05).all()
+    assert ((found.seen > 0.5).float().mean()) > 0.5
     rates = makes.tally.table()
     assert {row["finding"] for row in rates} == {"Edema (+)", "Edema (-)"}
+
+
+def test_lesions_change_sides_where_sides_look_alike(grafting: Callable[..., Grafting]) -> None:
+    makes = grafting(flips=True)
+    makes.gate.judge = everything_passes  # type: ignore[method-assign]
+    found = makes.make("Edema", 1, 60, tries=8)
+    change = blocks_of(found.images - makes.images.images(found.rows))
+    left, right = (change[:, k].abs() > 1e-3 for k in (0, 1))
+    assert (left ^ right).all()
+    assert 15 < left.sum() < 45
+
+
+def everything_passes(
+    before: Tensor, after: Tensor, finding: str, sign: Sign = 1, own: Tensor | None = None
+) -> Judgement:
+    """Of a gate."""
+    size = len(after)
+    number = torch.full((size,), 0.9 if sign > 0 else 0.1)
+    return Judgement(
+        finding, sign, torch.ones(size, 5, dtype=torch.bool), 1 - number, number, *[number * 0] * 5, number[:, None]
+    )
 
 
 def test_lesions_are_taken_out_of_their_own_images_once(grafting: Callable[..., Grafting]) -> None:
@@ -57,7 +92,7 @@ def test_lesions_are_taken_out_of_their_own_images_once(grafting: Callable[..., 
     assert (found.rows == found.lesions).all()
     assert (makes.labels[found.rows, 1] == 1).all()
     assert (blocks_of(found.images)[:, 1] < 0.05).all()
-    assert (found.soft < 0.2).all()
+    assert (found.seen < 0.2).all()
     assert len(makes.make("Pleural Effusion", -1, 3, tries=1)) == 3
 
 
@@ -68,7 +103,7 @@ def test_the_same_seed_makes_the_same_images(grafting: Callable[..., Grafting]) 
 
 
 def test_what_cannot_be_taken_out_is_not_put_in(grafting: Callable[..., Grafting]) -> None:
-    makes = grafting(BlockTagger(blind=True))
+    makes = grafting(blind=True)
     assert len(makes.make("Edema", 1, 5, tries=8)) == len(makes.make("Edema", -1, 5, tries=8)) == 0
     assert [row["finding"] for row in makes.tally.table()] == ["Edema (-)"]  # nothing was tried
 
@@ -84,9 +119,10 @@ def test_few_lesions_are_too_few(grafting: Callable[..., Grafting], images: Prep
 
 def test_tries_bound_the_work(grafting: Callable[..., Grafting]) -> None:
     makes = grafting()
-    makes.gate.limits = replace(makes.gate.limits, realism=0.0)  # nothing passes
+    makes.gate.limits = replace(makes.gate.limits, shape=-1.0)  # nothing passes
     assert len(makes.make("Edema", 1, 10, tries=3)) == 0
-    assert [row["tried"] for row in makes.tally.table() if row["finding"] == "Edema (+)"] == [30]
+    assert len(makes.make("Edema", 1, 100, tries=1)) == 0
+    assert [row["tried"] for row in makes.tally.table() if row["finding"] == "Edema (+)"] == [100]
 
 
 def test_a_study_table_with_truthful_labels_is_written(grafting: Callable[..., Grafting], tmp_path: Path) -> None:
@@ -106,7 +142,8 @@ def test_a_study_table_with_truthful_labels_is_written(grafting: Callable[..., G
         assert picture.text["Synthetic"] == "true"  # type: ignore[attr-defined]
         assert picture.text["Method"] == f"{row['method']}: {row['edited']}"  # type: ignore[attr-defined]
         assert row[row["edited"]] == float(row["method"] == "graft")
-        assert 0.05 <= float(row[f"soft:{row['edited']}"]) <= 0.95
+        assert (float(row["seen"]) > 0.5) == (row["method"] == "graft")
+        assert f"soft:{row['edited']}" not in row
         pixels = torch.from_numpy(np.asarray(picture) / 127.5 - 1).float()[None, None]
         assert (float(blocks_of(pixels)[0, FINDINGS.index(row["edited"])]) > 0.2) == (row["method"] == "graft")
     assert read_json(tmp_path / "grafts.json")["made"] == made
@@ -121,7 +158,7 @@ def test_healed_images_are_written_where_asked_for_and_nothing_made_is_an_empty_
     grafting: Callable[..., Grafting], tmp_path: Path
 ) -> None:
     assert write_grafts(grafting(), {"Edema": 3}, tmp_path / "a") == {"Edema": {"graft": 3}}
-    made = write_grafts(grafting(BlockTagger(blind=True)), {"Edema": 3}, tmp_path / "b", healed=True)
+    made = write_grafts(grafting(blind=True), {"Edema": 3}, tmp_path / "b", healed=True)
     assert made == {"Edema": {"graft": 0, "healed": 0}}
     assert (tmp_path / "b" / "table.csv").read_text().strip() == "image,patient,split,mask_kind"
 
@@ -137,11 +174,38 @@ def test_what_cannot_be_done_is_said(grafting: Callable[..., Grafting], images: 
         none.make("Edema", 1, 1, tries=1)
     tagger, large = BlockTagger(), BlockTagger()
     large.size = 16  # type: ignore[misc]
+    rest = makes.regions, makes.filler, makes.images, makes.labels, makes.gate
     with pytest.raises(InputError, match="16 px"):
-        Grafting(large, makes.images, makes.labels, makes.gate)  # type: ignore[arg-type]
-    tagger.findings = ("Edema", "Mass")  # type: ignore[misc]
+        Grafting(large, *rest)  # type: ignore[arg-type]
+    tagger.findings = ("Edema", "Mass")  # type: ignore[assignment]
     with pytest.raises(InputError, match="verifiers do not know 'Mass'"):
-        Grafting(tagger, makes.images, makes.labels, makes.gate)  # type: ignore[arg-type]
+        Grafting(tagger, *rest)  # type: ignore[arg-type]
+
+
+def test_a_lesion_that_the_verifiers_miss_is_kept_and_mostly_missed_ones_are_not(
+    grafting: Callable[..., Grafting],
+) -> None:
+    whole = grafting().make("Edema", 1, 60, tries=8)
+    assert (whole.seen < 0.5).any()
+    bodies = grafting().images.images(whole.rows)
+    assert (whole.images - bodies).abs().amax((1, 2, 3)).min() > 0.01
+    strict = grafting()
+    assert 0.5 < strict.share("Edema") < 1
+    strict.least = 1.0
+    assert len(strict.make("Edema", 1, 60, tries=8)) == 0
+    assert len(strict.make("Edema", -1, 60, tries=8)) > 0
+
+
+def test_a_lesion_shows_as_far_as_the_other_body_lets_it() -> None:
+    healthy = torch.tensor([-0.6, 0.2, 0.9]).view(3, 1, 1, 1)
+    bright, dark = torch.tensor([0.4, 0.9, 0.95]).view(3, 1, 1, 1), torch.tensor([-0.9, 0.0, 0.5]).view(3, 1, 1, 1)
+    for ill in (bright, dark, healthy):
+        assert with_opacity(healthy, opacity(ill, healthy)) == pytest.approx(ill.numpy(), abs=1e-6)
+    assert (opacity(healthy, healthy) == 0).all()
+    alpha = opacity(bright[:1], healthy[:1])
+    lung, heart = (with_opacity(torch.full((1, 1, 1, 1), x), alpha).item() - x for x in (-0.6, 0.8))
+    assert lung == pytest.approx(1.0)
+    assert 0 < heart < 0.15
 
 
 def test_an_interrupted_request_goes_on(grafting: Callable[..., Grafting], tmp_path: Path) -> None:

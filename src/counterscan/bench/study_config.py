@@ -99,7 +99,7 @@ class StudyConfig:
         synthetic: images that each content is to have, for each sign.
         rarity: synthetic images of a finding are wanted in proportion to its prevalence ** -rarity.
         weight: of a synthetic image in the loss; a real one has 1.
-        soft: the edited finding's target is what the verifiers give it, within [.05, .95]; else 0 or 1.
+        soft: the edited finding's target is what the verifiers give it, within [.05, .95], of a graft .95; else 0 or 1.
         others: of the findings that were not edited, "source" keeps the labels of what was edited, "agreed" makes those
             unknown that the verifiers contradict.
         seeds: runs of each arm; run r has the classifiers' seed r and the generator r mod ``generators``.
@@ -114,11 +114,12 @@ class StudyConfig:
         bodies: what is edited: "real", training images, which keep all of their texture but for the edit; or "new",
             samples of the generator.
         encoder_steps: of each generator's encoder, which finds latents of real images.
-        tagger_steps: of the TagGAN whose lesions are put into other images.
+        tagger_steps, filler_steps: of the TagGAN whose lesions are put into other images, and of what says how their
+            places look without them.
         tries: at most so many edits per image that is wanted.
         least: share of edits that must pass the gate on some bodies, or the finding is left alone: of edits that mostly
             fail, the verifiers' errors choose those that pass: hearts that were to grow passed in 31 % and were painted
-            over.
+            over. Of grafts: share in which the verifiers see the finding.
         psi: truncation of new bodies that are edited, and of plain samples.
         force: also steer to findings that the generator has not learnt or the text-image model hardly knows, trusting
             the gate.
@@ -162,6 +163,7 @@ class StudyConfig:
     bodies: Literal["real", "new"] = "real"
     encoder_steps: int = 600
     tagger_steps: int = 600
+    filler_steps: int = 600
     tries: float = 8.0
     least: float = 0.5
     psi: float = 0.7
@@ -190,7 +192,7 @@ class StudyConfig:
         if not self.views or not self.shares or min(self.shares) <= 0 or max(self.shares) >= 1:
             raise InputError("give at least one view, and shares between 0 and 1", field="shares")
         counts = ("synthetic", "seeds", "generators", "steps", "verifiers", "verifier_steps", "clip_steps")
-        for name in (*counts, "encoder_steps", "tagger_steps"):
+        for name in (*counts, "encoder_steps", "tagger_steps", "filler_steps"):
             if getattr(self, name) < 1:
                 raise InputError("must be at least 1", field=name)
         for name in ("weight", "psi", "pretrain"):

@@ -14,8 +14,8 @@ ensemble              "both" of all views that are no controls                  
 random                placebo: moved as far as text+ in a random direction; the gate asks   source
                       for body, realism and novelty only
 naive                 as text+, not judged by anyone                                        the prompt's, as published
-graft                 bodies without a finding given a lesion that TagGAN took out of        source, edit as verified
-                      another image, through the gate
+graft                 bodies without a finding given a lesion of another image that TagGAN  source, with the lesion's
+                      located, if the rest of the body stayed
 given                 images made elsewhere, all of them                                    their own
 ====================  ====================================================================  =========================
 """
@@ -37,7 +37,7 @@ from PIL import Image
 from torch import Tensor
 
 from counterscan.bench.study_config import CONTROLS, Content, StudyConfig
-from counterscan.bench.study_models import Study, fit_tagger, load_bodies, load_gate, load_generator, load_steering
+from counterscan.bench.study_models import Study, fit_lesions, load_bodies, load_gate, load_generator, load_steering
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.files import atomic_write, read_json, write_json
@@ -50,7 +50,7 @@ from counterscan.tbsmgan.generator import StyleGAN
 from counterscan.tbsmgan.grafts import LESION_PATIENT, Grafting
 from counterscan.tbsmgan.judgement import CRITERIA, Sign
 from counterscan.tbsmgan.steering import Method, Steering
-from counterscan.tbsmgan.synthesis import LEAST, MOST, SOFT_PREFIX, SynthesisConfig, choose_editors, synthesize
+from counterscan.tbsmgan.synthesis import MOST, SOFT_PREFIX, SynthesisConfig, choose_editors, synthesize
 from counterscan.text.prompts import PromptBank
 
 TEXTUAL: tuple[Content, ...] = ("text+", "text-", "both", "ensemble", "random", "naive")  # one for each view
@@ -333,17 +333,17 @@ def _moved(study: Study, content: Content, view: str, number: int) -> Made:
 
 
 def _graft(study: Study, content: Content, view: str, number: int) -> Made:
-    gate, labels = load_gate(study), study.targets("train")
-    grafting = Grafting(fit_tagger(study), study.part("train"), labels, gate, _seed(study, number))
+    gate, labels, least = load_gate(study), study.targets("train"), study.config.least
+    grafting = Grafting(*fit_lesions(study), study.part("train"), labels, gate, _seed(study, number), least)
     made, refused = [_nothing(study, {})], dict[str, str]()
     for k, (name, count) in enumerate(_wanted(study).items()):
-        share = grafting.share(name)
-        if share < study.config.least:
-            refused[name] = f"{share:.0%} of the grafts pass the gate"
+        if (share := grafting.share(name)) < least:
+            refused[name] = f"the verifiers see it in {share:.0%} of its grafts"
             continue
         found = grafting.make(name, 1, count, study.config.tries)
         targets = labels[found.rows].astype(np.float32)
-        targets[:, k] = found.soft.clamp(LEAST, MOST).numpy() if study.config.soft else 1.0
+        # Not what the verifiers give it: a lesion that they miss is one to learn from.
+        targets[:, k] = MOST if study.config.soft else 1.0
         size = len(found)
         made.append(Made(_pixels(found.images), targets, np.full(size, k), np.ones(size, dtype=int), {}))
     joined = _joined(made)

@@ -23,6 +23,7 @@ from counterscan.errors import InputError
 from counterscan.nets.cnn import Classifier, ClassifierConfig
 from counterscan.taggan import TagGAN, TagGANConfig
 from counterscan.taggan import fit as fit_taggan
+from counterscan.taggan.filling import Filler, FillerConfig, Regions, fit_filler, locate
 from counterscan.tbsmgan import GANConfig, StyleGAN
 from counterscan.tbsmgan import fit as fit_gan
 from counterscan.tbsmgan import preset as gan_preset
@@ -42,7 +43,8 @@ from counterscan.text.zeroshot import ZeroShot, judge
 from counterscan.training import TrainConfig
 
 _ZERO_SHOT, _GENERATOR = "zeroshot.json", "model/stylegan.json"
-_VERIFIER_SEED, _CLIP_SEED, _GAN_SEED, _ENCODER_SEED, _TAGGER_SEED = 5_000, 6_000, 7_000, 8_000, 9_000  # not the arms'
+# Not the arms'.
+_VERIFIER_SEED, _CLIP_SEED, _GAN_SEED, _ENCODER_SEED, _TAGGER_SEED, _FILLER_SEED = range(5_000, 11_000, 1_000)
 _VERIFIER_WIDTHS = (16, 32, 64, 96)
 
 
@@ -186,6 +188,23 @@ def fit_tagger(study: Study) -> TagGAN:
     return fit_taggan(
         study.store.with_findings(study.findings), folder, replace(config, training=loop, classifier=classifier)
     )
+
+
+def fit_lesions(study: Study) -> tuple[TagGAN, Regions, Filler]:
+    """The tagger, where it sees findings in training images, and what says how these places look without them."""
+    tagger, train, labels = fit_tagger(study), study.part("train"), study.targets("train")
+    regions = locate(tagger, train, labels)
+    loop = replace(FillerConfig().training, seed=_FILLER_SEED + study.config.seed, threads=1, tensorboard=False)
+    filler = fit_filler(
+        train,
+        labels,
+        study.part("val"),
+        study.targets("val"),
+        regions,
+        study.out / "filler",
+        FillerConfig(replace(loop, steps=study.config.filler_steps)),
+    )
+    return tagger, regions, filler
 
 
 def load_bodies(study: Study, gan: StyleGAN, number: int, seed: int) -> Supply:

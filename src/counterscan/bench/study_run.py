@@ -27,7 +27,7 @@ from counterscan.bench.study_models import (
     Study,
     fit_encoder,
     fit_generator,
-    fit_tagger,
+    fit_lesions,
     fit_text_model,
     fit_verifier,
     load_gate,
@@ -151,7 +151,7 @@ def _stages(study: Study, arms: Sequence[Arm]) -> list[list[Job]]:
         stages.append([Job("verifiers", f"verifier {k}", fit_verifier, (k,)) for k in range(config.verifiers)])
         stages.append([Job("gate", "gate", load_gate, ())])
     models = [Job("generator", f"generator {n}", fit_generator, (n,)) for n in numbers if generated]
-    models += [Job("tagger", "tagger", fit_tagger, ()) for _ in range(grafted)]
+    models += [Job("lesions", "tagger and filler", fit_lesions, ()) for _ in range(grafted)]
     models += [Job("text-image model", f"text-image model, {view}", fit_text_model, (view,)) for view in views]
     stages.append([*models, *plain_runs])
     first = [c for c in FIRST if _needed(c, contents)]

@@ -1,18 +1,22 @@
 """Lesions of some training images put into others, and taken out of their own: labelled images without a generator.
 
-    x_t + M(x_s, f)      an image t without the finding f gets the lesion of an image s that has it
-    x_s - M(x_s, f)      the healthy counterpart of s
+    x_0   = x_s with the region of its lesion filled (``taggan.filling``)         the healthy counterpart of s
+    alpha = (x_s - x_0) / (1 - x_0) where the lesion is brighter, / (1 + x_0) where it is darker
+    x_t + alpha (1 - x_t), or x_t + alpha (1 + x_t)      an image t without the finding gets the lesion of s
 
-TagGAN's map M is what a finding adds to its own image, learned from image-level labels: what is put in is a real lesion
-in a place where one was, and what surrounds it is real. A lesion is taken only where it can be taken out, so that the
-verifiers no longer see it, and every image is judged as edits by text are (``tbsmgan.gate``): lesions that do not fit
-the other body do not pass.
+TagGAN's map, learned from image-level labels, says where the lesion is; what it changes there is the whole difference
+to a body without it: a real lesion, in a place where one was, and what surrounds it is real. As an opacity alpha it
+shows as far as the other body lets it: in a lung, and hardly in front of a heart. A lesion is taken only where it can
+be taken out, so that the verifiers no longer see it. What has one has the finding, whether verifiers see it or not:
+those that they miss are the ones to learn from. They are asked whether the rest of the body stayed (``NEEDED`` of
+``tbsmgan.gate``); where they do not see most grafts of a finding, its lesions do not fit other bodies, and none is
+made. Where the tagger takes a body's sides to look alike, half of the lesions change sides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +26,6 @@ from torch import Tensor
 
 import counterscan
 from counterscan.data.findings import canonical_name
-from counterscan.data.splits import spaced
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.files import atomic_write, write_json
@@ -30,16 +33,19 @@ from counterscan.png import png
 from counterscan.tbsmgan.acceptance import Tally
 from counterscan.tbsmgan.export import quantised
 from counterscan.tbsmgan.gate import Gate
-from counterscan.tbsmgan.judgement import Judgement, Sign
-from counterscan.tbsmgan.synthesis import LEAST, MOST, SOFT_PREFIX, state_of, write_table
+from counterscan.tbsmgan.judgement import CRITERIA, Judgement, Sign
+from counterscan.tbsmgan.synthesis import MOSTLY, state_of, write_table
+from counterscan.training.checkpoint import weights_digest
 
 if TYPE_CHECKING:
     from counterscan.taggan import TagGAN
+    from counterscan.taggan.filling import Filler, Regions
 
 NOTICE = "SYNTHETIC IMAGE: a lesion was put in or taken out. Research use only. Not a medical device."
+_LEAST_ROOM = 0.1  # of grey that is left to a lesion; less would make noise opaque
 LESION_PATIENT = "lesion_patient"  # column: an image of two patients is an image of both
+NEEDED = ("off-target", "identity", "new")  # that a graft must pass
 FEWEST = 5  # lesions of a finding that can be taken out, below which none is put in
-_LESIONS = 512  # of a finding that are taken
 _BATCH = 64
 _STATE = "grafts.json"
 
@@ -48,26 +54,26 @@ Progress = Callable[[str, int, int], None]  # finding, accepted, wanted
 
 @dataclass(frozen=True)
 class Grafts:
-    """Images that passed the gate.
+    """Images that passed.
 
     Attributes:
         images: (N, 1, S, S) in [-1, 1].
         rows: (N,) which training image each is of.
         lesions: (N,) of which training image the lesion is.
-        soft: (N,) P(finding) of each, mean over the verifiers.
+        seen: (N,) P(finding) of each, mean over the verifiers.
     """
 
     images: Tensor
     rows: np.ndarray
     lesions: np.ndarray
-    soft: Tensor
+    seen: Tensor
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def first(self, count: int) -> Grafts:
         """Some of them."""
-        return Grafts(self.images[:count], self.rows[:count], self.lesions[:count], self.soft[:count])
+        return Grafts(self.images[:count], self.rows[:count], self.lesions[:count], self.seen[:count])
 
 
 class Grafting:
@@ -75,10 +81,13 @@ class Grafting:
 
     Args:
         tagger: trained on the split train.
+        regions: where it sees findings in ``images``, by ``taggan.filling.locate``.
+        filler: says what lies under them.
         images: the split train that the gate was calibrated on.
         labels: (N, C) 1, 0 or NaN, columns as the tagger's findings.
         gate: what lets through.
         seed: which lesion meets which body.
+        least: ``share`` below which no graft of a finding is made.
 
     Attributes:
         tally: tries and what passed; see ``Tally``.
@@ -87,17 +96,29 @@ class Grafting:
         InputError: images of another size, or a finding that the gate does not know.
     """
 
-    def __init__(self, tagger: TagGAN, images: PreparedStore, labels: np.ndarray, gate: Gate, seed: int = 0) -> None:
+    def __init__(
+        self,
+        tagger: TagGAN,
+        regions: Regions,
+        filler: Filler,
+        images: PreparedStore,
+        labels: np.ndarray,
+        gate: Gate,
+        seed: int = 0,
+        least: float = MOSTLY,
+    ) -> None:
         if tagger.size is not None and tagger.size != images.size:
             raise InputError(f"it is of {tagger.size} px, the images of {images.size}", field="tagger")
         missing = [name for name in tagger.findings if name not in gate.findings]
         if missing:
             remedy = f"Train classifiers of the tagger's findings; these know {', '.join(gate.findings)}"
             raise InputError(f"the verifiers do not know {missing[0]!r}", field="verifiers", remedy=remedy)
-        self.tagger, self.images, self.labels, self.gate, self.seed = tagger, images, labels, gate, seed
+        self.tagger, self.regions, self.filler = tagger, regions, filler
+        self.images, self.labels, self.gate, self.seed, self.least = images, labels, gate, seed, least
         self.tally = Tally()
         self._taken: dict[str, tuple[np.ndarray, Tensor, Grafts]] = {}
-        self._begun: dict[str, Grafts] = {}  # what passed of the first whole batch, judged and counted once
+        self._begun: dict[str, Grafts] = {}  # what passed of the first batch, judged and counted once
+        self._seen: dict[str, float] = {}  # share of it in which every verifier sees the finding
 
     def make(self, finding: str, sign: Sign, count: int, tries: float) -> Grafts:
         """Images of one finding that pass.
@@ -106,10 +127,11 @@ class Grafting:
             finding: one of the tagger's.
             sign: 1 puts it into images that lack it, -1 takes it out of images that have it, each once.
             count: how many are wanted.
-            tries: at most so many for each.
+            tries: at most so many for each, but ``_BATCH`` in any case.
 
         Returns:
-            Up to ``count``; none with the finding where fewer than ``FEWEST`` lesions can be taken out.
+            Up to ``count``; none with the finding where fewer than ``FEWEST`` lesions can be taken out, or where
+            ``share`` is too small.
 
         Raises:
             InputError: an unknown finding, or one that no training image has.
@@ -117,6 +139,8 @@ class Grafting:
         if sign < 0:
             return self._lesions(finding)[2].first(count)
         found: list[Grafts] = []
+        if self.share(finding) < self.least:
+            return self._joined(found)
         for part in self._grafted(finding, int(tries * count)):
             found.append(part)
             if sum(map(len, found)) >= count:
@@ -124,50 +148,63 @@ class Grafting:
         return self._joined(found).first(count)
 
     def share(self, finding: str) -> float:
-        """Share of lesions that pass on other bodies, of the first ``_BATCH`` that are tried."""
-        return sum(map(len, self._grafted(finding, _BATCH))) / _BATCH
+        """Share of the first ``_BATCH`` grafts in which every verifier sees the finding."""
+        for _ in self._grafted(finding, _BATCH):
+            return self._seen[finding]
+        return 0.0
 
     def _grafted(self, finding: str, tries: int) -> Iterator[Grafts]:
-        sources, maps, _ = self._lesions(finding)
+        sources, lesions, _ = self._lesions(finding)
         column = self._column(finding)
         bodies = np.flatnonzero(self.labels[:, column] == 0)
         if len(sources) < FEWEST or not len(bodies):
             return
         dice = np.random.default_rng([self.seed, column])
         for start in range(0, tries, _BATCH):
-            count = min(_BATCH, tries - start)
-            at, rows = dice.integers(len(sources), size=count), dice.choice(bodies, count)
-            first = start == 0 and count == _BATCH
-            if first and finding in self._begun:
+            count = min(_BATCH, tries - start) if start else _BATCH
+            at, rows, turned = dice.integers(len(sources), size=count), dice.choice(bodies, count), dice.random(count)
+            if not start and finding in self._begun:
                 yield self._begun[finding]
                 continue
-            before = self.images.images(rows)
-            after = (before + maps[at]).clamp(-1, 1)
-            part = self._passed(self._judged(before, after, rows, finding, 1), after, rows, sources[at])
-            if first:
-                self._begun[finding] = part
+            before, alpha = self.images.images(rows), lesions[at]
+            if self.tagger.care.flips:  # sides look alike: what one has, the other could have
+                alpha = torch.where(torch.from_numpy(turned < 0.5).view(-1, 1, 1, 1), alpha.flip(-1), alpha)
+            after = with_opacity(before, alpha)
+            judged = self._judged(before, after, rows, finding, 1, NEEDED)
+            part = self._passed(judged, after, rows, sources[at])
+            if not start:
+                self._begun[finding], self._seen[finding] = part, float(judged.reached.double().mean())
             yield part
 
     def _lesions(self, finding: str) -> tuple[np.ndarray, Tensor, Grafts]:
         """Images whose lesion can be taken out, these lesions (N, 1, S, S), and the healed images that pass."""
         if finding not in self._taken:
-            ill = spaced(np.flatnonzero(self.labels[:, self._column(finding)] == 1), _LESIONS)
-            if not len(ill):
+            own = self.regions.of(self._column(finding))
+            if not len(own):
                 raise InputError("no training image has it", field=f"finding {finding!r}", remedy="Leave it out")
             sources, lesions, healed = list[np.ndarray](), list[Tensor](), list[Grafts]()
-            for rows in np.split(ill, range(_BATCH, len(ill), _BATCH)):
+            for rows, masks in zip(
+                np.split(own.rows, range(_BATCH, len(own), _BATCH)), own.masks.split(_BATCH), strict=True
+            ):
                 x = self.images.images(rows)
-                lesion = self.tagger.maps(x, finding)[0].cpu() * self.images.valid(rows)
-                after = (x - lesion).clamp(-1, 1)
+                after = self.filler.fill(x, masks)
                 judged = self._judged(x, after, rows, finding, -1)
                 sources.append(rows[judged.reached.numpy()])
-                lesions.append(lesion[judged.reached])
+                lesions.append(opacity(x, after)[judged.reached])
                 healed.append(self._passed(judged, after, rows, rows))
             self._taken[finding] = np.concatenate(sources), torch.cat(lesions), self._joined(healed)
         return self._taken[finding]
 
-    def _judged(self, before: Tensor, after: Tensor, rows: np.ndarray, finding: str, sign: Sign) -> Judgement:
-        judged = self.gate.judge(before, after, finding, sign, own=torch.from_numpy(rows))
+    def _judged(
+        self,
+        before: Tensor,
+        after: Tensor,
+        rows: np.ndarray,
+        finding: str,
+        sign: Sign,
+        needed: tuple[str, ...] = CRITERIA,
+    ) -> Judgement:
+        judged = replace(self.gate.judge(before, after, finding, sign, own=torch.from_numpy(rows)), needed=needed)
         self.tally.add(judged)
         return judged
 
@@ -182,7 +219,7 @@ class Grafting:
             torch.cat([torch.zeros(0, 1, size, size), *(part.images for part in parts)]),
             np.concatenate([np.zeros(0, np.int64), *(part.rows for part in parts)]),
             np.concatenate([np.zeros(0, np.int64), *(part.lesions for part in parts)]),
-            torch.cat([torch.zeros(0), *(part.soft for part in parts)]),
+            torch.cat([torch.zeros(0), *(part.seen for part in parts)]),
         )
 
     def _column(self, finding: str) -> int:
@@ -190,6 +227,25 @@ class Grafting:
             known = ", ".join(self.tagger.findings)
             raise InputError(f"the model does not know {finding!r}", field="finding", remedy=f"It knows {known}")
         return self.tagger.findings.index(finding)
+
+
+def opacity(image: Tensor, healthy: Tensor) -> Tensor:
+    """Alpha of the module: of what an image has and its healthy counterpart has not.
+
+    Args:
+        image, healthy: (N, 1, S, S) in [-1, 1].
+
+    Returns:
+        (N, 1, S, S) in [-1, 1], 0 where they are equal.
+    """
+    change = image - healthy
+    room = torch.where(change > 0, 1 - healthy, 1 + healthy).clamp_min(_LEAST_ROOM)
+    return (change / room).clamp(-1, 1)
+
+
+def with_opacity(image: Tensor, alpha: Tensor) -> Tensor:
+    """The image with a lesion of this opacity; the reverse of ``opacity`` on the healthy image."""
+    return image + alpha * torch.where(alpha > 0, 1 - image, 1 + image)
 
 
 def write_grafts(
@@ -204,7 +260,7 @@ def write_grafts(
     """A study table of grafts and healed images, with truthful labels.
 
     Writes ``images/``, PNG files that say what they are, ``table.csv`` with the tagger's findings and, beside each
-    image, ``soft:<finding>`` of the edited one, "edited", "method" ("graft" or "healed"), "lesion_patient" and
+    image, "edited", "seen" (P of it, mean over the verifiers), "method" ("graft" or "healed"), "lesion_patient" and
     "synthetic"; and ``grafts.json`` with rates and settings. The same call goes on after the last
     finding that was finished.
 
@@ -230,7 +286,9 @@ def write_grafts(
         "tries": tries,
         "healed": healed,
         "seed": grafting.seed,
+        "least": grafting.least,
         "tagger": grafting.tagger.checkpoint,
+        "filler": weights_digest(grafting.filler.net),
         "verifiers": grafting.gate.digests(),
     }
     state: dict[str, Any] = {"synthetic": True, "request": request, "made": {}, "tally": {}, "rates": [], "rows": []}
@@ -279,7 +337,7 @@ def _row(
         "patient": grafting.images.patients[row],
         "split": "train",
         **{name: value for name, value in labels.items() if value == value},  # NaN is unknown, a blank cell
-        f"{SOFT_PREFIX}{finding}": round(float(found.soft[at].clamp(LEAST, MOST)), 4),
+        "seen": round(float(found.seen[at]), 4),
         "edited": finding,
         "method": method,
         LESION_PATIENT: grafting.images.patients[int(found.lesions[at])],

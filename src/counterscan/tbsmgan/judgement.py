@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -23,6 +23,7 @@ class Judgement:
         off_target: (N,) mean |change| of the other findings' P; 0 where there are none.
         shape, change, realism, nearest: (N,) what the limits are for.
         probabilities: (N, C) of the edits, columns as the gate's ``findings``.
+        needed: the criteria that an accepted one passes.
     """
 
     finding: str
@@ -36,11 +37,12 @@ class Judgement:
     realism: Tensor
     nearest: Tensor
     probabilities: Tensor
+    needed: tuple[str, ...] = CRITERIA
 
     @property
     def accepted(self) -> Tensor:
-        """(N,) bool, all criteria hold."""
-        return self.passed.all(1)
+        """(N,) bool, all needed criteria hold."""
+        return self.passed[:, [CRITERIA.index(name) for name in self.needed]].all(1)
 
     @property
     def reached(self) -> Tensor:
@@ -49,5 +51,6 @@ class Judgement:
 
     def take(self, rows: Tensor) -> Judgement:
         """Some of them, by number or by a bool for each."""
-        parts = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in ("finding", "sign")}
-        return Judgement(finding=self.finding, sign=self.sign, **parts)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        parts: dict[str, Any] = {name: value[rows] for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **parts)
