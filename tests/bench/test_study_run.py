@@ -275,10 +275,22 @@ def test_lesions_put_into_other_images_are_an_arm_that_needs_no_generator(
     study = Study(data, config, tmp_path)
     made, labels = study_content.load(study, "graft", "rules-v2", 0), study.targets("train")
     assert (made.counts(1, 2) == study_content.load(study, "duplicate", "rules-v2", 0).counts(1, 2)).all()
-    assert made.counts(-1, 2).sum() == 0
-    assert (made.targets[np.arange(len(made)), made.edited] > 0.5).all()
+    assert (made.counts(-1, 2) == made.counts(1, 2)).all()
+    assert (made.targets[np.arange(len(made)), made.edited] == np.where(made.sign > 0, np.float32(0.95), 0)).all()
     assert any(row["finding"] == "Edema (+)" for row in made.about["rates"])
     assert labels.shape[1] == made.targets.shape[1]
+
+
+def test_text_and_grafts_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_toys(monkeypatch)
+    data, config = toy_store(), replace(CONFIG, arms=("classic", "joint"), steps=4)
+    report = run(data, tmp_path, config)
+    assert not report.left_out
+    assert {(c.ours, c.theirs) for c in report.comparisons["ap"]} == {("joint", "classic")}
+    study = Study(data, config, tmp_path)
+    joint, both, graft = (study_content.load(study, c, "rules-v2", 0) for c in ("joint", "both", "graft"))
+    assert len(joint) == len(both) + len(graft) > len(both) > 0
+    assert "graft: Edema (+)" in (tmp_path / "tables.md").read_text()
 
 
 def test_findings_whose_grafts_mostly_fail_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,7 +255,7 @@ def test_graft_tells_what_was_rejected(
 ) -> None:
     assert graft(study, tagger, tmp_path, "Consolidation=3") == 1
     said = capsys.readouterr().out
-    assert "Consolidation: 0 graft, 0 healed" in said
+    assert "Consolidation: 0 graft, 0 control, 0 healed" in said
     assert "Consolidation (-)" in said.split("Consolidation: 0")[0]  # the finding is not cut in a narrow terminal
     rates = json.loads((tmp_path / "grafts.json").read_text())["rates"]
     assert [row["finding"] for row in rates] == ["Consolidation (-)"]
@@ -275,10 +275,10 @@ def test_graft_writes_a_study_table(
 
     monkeypatch.setattr(Gate, "judge", all_pass)
     assert graft(study, tagger, tmp_path, "Consolidation=3") == 0
-    assert "6 synthetic studies" in capsys.readouterr().out
+    assert "9 synthetic studies" in capsys.readouterr().out
     table = StudyTable.read(tmp_path / "table.csv")
-    assert table.frame["method"].tolist() == ["graft"] * 3 + ["healed"] * 3
-    assert table.frame["Consolidation"].tolist() == [1.0] * 3 + [0.0] * 3
+    assert table.frame["method"].tolist() == ["graft"] * 3 + ["control"] * 3 + ["healed"] * 3
+    assert table.frame["Consolidation"].tolist() == [1.0] * 3 + [0.0] * 6
     assert graft(study, tagger, tmp_path, "Consolidation=3") == 0  # nothing is left to do
 
 

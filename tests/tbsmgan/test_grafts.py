@@ -130,11 +130,13 @@ def test_a_study_table_with_truthful_labels_is_written(grafting: Callable[..., G
     made = write_grafts(
         grafting(), {"edema": 12, "Pleural Effusion": 7}, tmp_path, healed=True, progress=lambda *now: seen.append(now)
     )
-    assert made == {"Edema": {"graft": 12, "healed": 12}, "Pleural Effusion": {"graft": 7, "healed": 7}}
+    assert made == {
+        name: {"graft": n, "control": n, "healed": n} for name, n in (("Edema", 12), ("Pleural Effusion", 7))
+    }
     assert seen == [("Edema", 12, 12), ("Pleural Effusion", 7, 7)]
     table = StudyTable.read(tmp_path / "table.csv")
     table.validate(check_files=True)
-    assert len(table) == 38
+    assert len(table) == 57
     train = set(grafting().images.patients)
     for at in range(len(table)):
         row, picture = table.frame.iloc[at], Image.open(table.image_path(at))
@@ -142,10 +144,11 @@ def test_a_study_table_with_truthful_labels_is_written(grafting: Callable[..., G
         assert picture.text["Synthetic"] == "true"  # type: ignore[attr-defined]
         assert picture.text["Method"] == f"{row['method']}: {row['edited']}"  # type: ignore[attr-defined]
         assert row[row["edited"]] == float(row["method"] == "graft")
-        assert (float(row["seen"]) > 0.5) == (row["method"] == "graft")
+        assert row["method"] != "healed" or float(row["seen"]) < 0.2
         assert f"soft:{row['edited']}" not in row
         pixels = torch.from_numpy(np.asarray(picture) / 127.5 - 1).float()[None, None]
-        assert (float(blocks_of(pixels)[0, FINDINGS.index(row["edited"])]) > 0.2) == (row["method"] == "graft")
+        if row["method"] == "healed":
+            assert float(blocks_of(pixels)[0, FINDINGS.index(row["edited"])]) < 0.1
     assert read_json(tmp_path / "grafts.json")["made"] == made
     stamp = (tmp_path / "table.csv").stat().st_mtime_ns
     assert write_grafts(grafting(), {"Edema": 12, "Pleural Effusion": 7}, tmp_path, healed=True) == made
@@ -157,9 +160,9 @@ def test_a_study_table_with_truthful_labels_is_written(grafting: Callable[..., G
 def test_healed_images_are_written_where_asked_for_and_nothing_made_is_an_empty_table(
     grafting: Callable[..., Grafting], tmp_path: Path
 ) -> None:
-    assert write_grafts(grafting(), {"Edema": 3}, tmp_path / "a") == {"Edema": {"graft": 3}}
+    assert write_grafts(grafting(), {"Edema": 3}, tmp_path / "a") == {"Edema": {"graft": 3, "control": 3}}
     made = write_grafts(grafting(blind=True), {"Edema": 3}, tmp_path / "b", healed=True)
-    assert made == {"Edema": {"graft": 0, "healed": 0}}
+    assert made == {"Edema": {"graft": 0, "control": 0, "healed": 0}}
     assert (tmp_path / "b" / "table.csv").read_text().strip() == "image,patient,split,mask_kind"
 
 
@@ -180,6 +183,24 @@ def test_what_cannot_be_done_is_said(grafting: Callable[..., Grafting], images: 
     tagger.findings = ("Edema", "Mass")  # type: ignore[assignment]
     with pytest.raises(InputError, match="verifiers do not know 'Mass'"):
         Grafting(tagger, *rest)  # type: ignore[arg-type]
+
+
+def test_controls_are_made_as_grafts_are_without_the_finding(grafting: Callable[..., Grafting]) -> None:
+    makes = grafting()
+    found = makes.controls("Edema", 20)
+    assert len(found) == 20
+    assert (makes.labels[found.rows, 0] == 0).all()
+    assert (makes.labels[found.lesions, 0] == 0).all()
+    bodies, others = makes.images.images(found.rows), makes.images.images(found.lesions)
+    inside = (..., slice(None, 4), slice(None, 4))
+    put = with_opacity(bodies, opacity(others, torch.zeros_like(others)))
+    assert torch.equal(found.images[inside], put[inside])
+    assert (found.images - bodies)[..., 4:, :].abs().max() == 0
+    assert (found.seen < 0.5).float().mean() > 0.5
+    assert not makes.tally.counts
+    assert torch.equal(grafting().controls("Edema", 20).images, found.images)
+    everyone = grafting(labels=np.ones((len(makes.images), 2)))
+    assert len(everyone.controls("Edema", 5)) == 0
 
 
 def test_a_lesion_that_the_verifiers_miss_is_kept_and_mostly_missed_ones_are_not(
@@ -216,7 +237,7 @@ def test_an_interrupted_request_goes_on(grafting: Callable[..., Grafting], tmp_p
 
     with pytest.raises(KeyboardInterrupt):
         write_grafts(grafting(), wanted, tmp_path / "broken", progress=interrupt)
-    assert len(StudyTable.read(tmp_path / "broken" / "table.csv", labelled=False)) == 6
+    assert len(StudyTable.read(tmp_path / "broken" / "table.csv", labelled=False)) == 12
     resumed, whole = grafting(), grafting()
     assert write_grafts(resumed, wanted, tmp_path / "broken") == write_grafts(whole, wanted, tmp_path / "whole")
     assert resumed.tally.table() == whole.tally.table()
@@ -229,7 +250,7 @@ def test_unknown_labels_stay_blank(grafting: Callable[..., Grafting], images: Pr
     labels[:, 1] = np.nan
     write_grafts(grafting(labels=labels), {"Edema": 3}, tmp_path)
     frame = StudyTable.read(tmp_path / "table.csv", labelled=False).frame
-    assert frame["Edema"].tolist() == [1.0] * 3
+    assert frame["Edema"].tolist() == [1.0] * 3 + [0.0] * 3
     assert "Pleural Effusion" not in frame or frame["Pleural Effusion"].isna().all()
 
 

@@ -37,6 +37,7 @@ Content = Literal[
     "random",
     "naive",
     "graft",
+    "joint",
     "given",
 ]
 Mode = Literal["mixed", "only", "pretrain"]
@@ -71,6 +72,11 @@ _PAIRS = (
     ("plain", "duplicate"),
     ("swap", "duplicate"),
     ("text+", "duplicate"),
+    ("joint", "classic"),
+    ("joint", "duplicate"),
+    ("joint", "plain"),
+    ("joint", "both"),
+    ("joint", "graft"),
     ("graft", "classic"),
     ("graft", "duplicate"),
     ("graft", "plain"),
@@ -78,6 +84,7 @@ _PAIRS = (
     ("given", "classic"),
     ("given", "duplicate"),
     ("given", "both"),
+    ("given", "joint"),
     ("given", "graft"),
     ("classic", "real"),
 )

@@ -15,7 +15,9 @@ random                placebo: moved as far as text+ in a random direction; the 
                       for body, realism and novelty only
 naive                 as text+, not judged by anyone                                        the prompt's, as published
 graft                 bodies without a finding given a lesion of another image that TagGAN  source, with the lesion's
-                      located, if the rest of the body stayed
+                      located, if the rest of the body stayed; as many given, by the same
+                      means, what lies there in an image without the finding
+joint                 "both" and "graft"                                                    theirs
 given                 images made elsewhere, all of them                                    their own
 ====================  ====================================================================  =========================
 """
@@ -53,7 +55,8 @@ from counterscan.tbsmgan.steering import Method, Steering
 from counterscan.tbsmgan.synthesis import MOST, SOFT_PREFIX, SynthesisConfig, choose_editors, synthesize
 from counterscan.text.prompts import PromptBank
 
-TEXTUAL: tuple[Content, ...] = ("text+", "text-", "both", "ensemble", "random", "naive")  # one for each view
+TEXTUAL: tuple[Content, ...] = ("text+", "text-", "both", "ensemble", "joint", "random", "naive")  # one for each view
+UNIONS: tuple[Content, ...] = ("both", "ensemble", "joint")  # of others; nothing of their own is made
 FIRST: tuple[Content, ...] = ("swap", "text+", "text-")  # the others are counted after them
 _ABOUT = "about.json"
 _BATCH = 64
@@ -123,6 +126,8 @@ def load(study: Study, content: Content, view: str, number: int) -> Made:
     """
     if content == "both":
         return _joined([load(study, c, view, number) for c in ("text+", "text-")])
+    if content == "joint":
+        return _joined([load(study, c, view, number) for c in ("both", "graft")])
     if content == "ensemble":
         views = [v for v in study.config.views if v not in CONTROLS]
         return _joined([load(study, "both", v, number) for v in views])
@@ -341,11 +346,13 @@ def _graft(study: Study, content: Content, view: str, number: int) -> Made:
             refused[name] = f"the verifiers see it in {share:.0%} of its grafts"
             continue
         found = grafting.make(name, 1, count, study.config.tries)
-        targets = labels[found.rows].astype(np.float32)
-        # Not what the verifiers give it: a lesion that they miss is one to learn from.
-        targets[:, k] = MOST if study.config.soft else 1.0
-        size = len(found)
-        made.append(Made(_pixels(found.images), targets, np.full(size, k), np.ones(size, dtype=int), {}))
+        for part, sign in ((found, 1), (grafting.controls(name, len(found)), -1)):
+            targets = labels[part.rows].astype(np.float32)
+            if sign > 0:
+                # Not what the verifiers give it: a lesion that they miss is one to learn from.
+                targets[:, k] = MOST if study.config.soft else 1.0
+            size = len(part)
+            made.append(Made(_pixels(part.images), targets, np.full(size, k), np.full(size, sign), {}))
     joined = _joined(made)
     return replace(
         joined,

@@ -22,7 +22,7 @@ from counterscan.bench import study_content
 from counterscan.bench.quality import QualityConfig, audit_images
 from counterscan.bench.study_arms import Arm, arms_of, scores_path, train_arm
 from counterscan.bench.study_config import PLAIN, UNMADE, Content, StudyConfig, freeze
-from counterscan.bench.study_content import FIRST, TEXTUAL
+from counterscan.bench.study_content import FIRST, TEXTUAL, UNIONS
 from counterscan.bench.study_models import (
     Study,
     fit_encoder,
@@ -140,7 +140,7 @@ def _stages(study: Study, arms: Sequence[Arm]) -> list[list[Job]]:
     """Jobs that may run side by side, in order."""
     config = study.config
     contents = [a.content for a in arms if a.content not in PLAIN]
-    generated, grafted = any(c not in UNMADE for c in contents), "graft" in contents
+    generated, grafted = any(c not in UNMADE for c in contents), bool({"graft", "joint"} & set(contents))
     numbers = range(config.generators)
     # An ensemble of views needs them all.
     views = config.views if any(c in TEXTUAL for c in contents) else ()
@@ -159,7 +159,9 @@ def _stages(study: Study, arms: Sequence[Arm]) -> list[list[Job]]:
         stages.append([Job("encoder", f"encoder {n}", fit_encoder, (n,)) for n in numbers])
     if views:
         stages.append([Job("steering", f"{v}, generator {n}", load_steering, (v, n)) for n in numbers for v in views])
-    then = [c for c in dict.fromkeys(contents) if c not in (*FIRST, "both", "ensemble")]
+    then = [c for c in dict.fromkeys(contents) if c not in (*FIRST, *UNIONS)]
+    if grafted and "graft" not in then:
+        then.append("graft")
     for chosen in (first, then):
         stages.append(
             [
@@ -179,7 +181,7 @@ def _stages(study: Study, arms: Sequence[Arm]) -> list[list[Job]]:
 
 
 def _needed(content: Content, contents: Sequence[Content]) -> bool:
-    unions = {"both", "ensemble"} & set(contents)
+    unions = set(UNIONS) & set(contents)
     return (
         content in contents
         or (content in TEXTUAL and bool(unions))

@@ -13,7 +13,7 @@ from torch import Tensor
 from counterscan.bench import study_content
 from counterscan.bench.study_arms import Arm, scores_path
 from counterscan.bench.study_config import PLAIN
-from counterscan.bench.study_content import TEXTUAL
+from counterscan.bench.study_content import TEXTUAL, UNIONS
 from counterscan.bench.study_models import Study
 from counterscan.classify.calibration import fit_sigmoid
 from counterscan.files import read_json
@@ -200,7 +200,7 @@ def making(study: Study, arms: Sequence[Arm]) -> list[Table]:
     """What was made, what the gate let through, what the models know."""
     config, rows, rates, short = study.config, list[list[Cell]](), list[list[Cell]](), list[list[Cell]]()
     contents = dict.fromkeys(a.content for a in arms if a.content not in PLAIN)
-    stored = [c for c in (*contents, "text+", "text-") if c not in ("both", "ensemble")]
+    stored = [c for c in (*contents, "text+", "text-", "graft") if c not in UNIONS]
     for content in dict.fromkeys(stored):
         for view in config.views if content in TEXTUAL else config.views[:1]:
             for number in range(config.generators):
@@ -222,7 +222,10 @@ def making(study: Study, arms: Sequence[Arm]) -> list[Table]:
                     rates.append([f"{name}: {row['finding']}", *cells, row["new"], row["mean |off-target|"]])
     columns = ("Content", *study.findings, "Images")
     heads = ("Edits", "Tried", "Accepted", "Rate", "Target", "Off-target", "Identity", "Realism", "New", "|Off-target|")
-    note = "Shares of edits that pass each criterion; 'Accepted' passes all. For 'random' the target is not asked for."
+    note = (
+        "Shares of edits that pass each criterion; 'Accepted' passes all that are asked for: of 'random' not the "
+        "target, of grafts neither that nor realism."
+    )
     return [
         Table("Synthetic images by the finding they were made for", columns, rows),
         Table("Refused, or fewer than wanted", ("Content and finding", "Why"), short),

@@ -10,7 +10,8 @@ shows as far as the other body lets it: in a lung, and hardly in front of a hear
 be taken out, so that the verifiers no longer see it. What has one has the finding, whether verifiers see it or not:
 those that they miss are the ones to learn from. They are asked whether the rest of the body stayed (``NEEDED`` of
 ``tbsmgan.gate``); where they do not see most grafts of a finding, its lesions do not fit other bodies, and none is
-made. Where the tagger takes a body's sides to look alike, half of the lesions change sides.
+made. Where the tagger takes a body's sides to look alike, half of the lesions change sides. Controls are made by the
+same means of images without the finding.
 """
 
 from __future__ import annotations
@@ -147,6 +148,40 @@ class Grafting:
                 break
         return self._joined(found).first(count)
 
+    def controls(self, finding: str, count: int) -> Grafts:
+        """Images without the finding that were made as grafts are: how they are made then tells nothing of it.
+
+        What lies in an image without the finding where others have it is taken out of that image by the same means and
+        put into another. ``NEEDED`` holds of them, too; they do not count in ``tally``.
+
+        Args:
+            finding: one of the tagger's.
+            count: at most so many; none where no image is known to lack it.
+        """
+        column = self._column(finding)
+        own, bodies = self.regions.of(column), np.flatnonzero(self.labels[:, column] == 0)
+        dice, found = np.random.default_rng([self.seed, column, 1]), list[Grafts]()
+        budget = 2 * count + _BATCH
+        while len(own) and len(bodies) and sum(map(len, found)) < count and budget > 0:
+            sources, rows, at = (
+                dice.choice(bodies, _BATCH),
+                dice.choice(bodies, _BATCH),
+                dice.integers(len(own), size=_BATCH),
+            )
+            x, before = self.images.images(sources), self.images.images(rows)
+            masks = own.masks[torch.from_numpy(at)] & self.images.valid(sources)
+            after = with_opacity(before, self._sided(opacity(x, self.filler.fill(x, masks)), dice.random(_BATCH)))
+            judged = self.gate.judge(before, after, finding, 1, own=torch.from_numpy(rows))
+            found.append(self._passed(replace(judged, needed=NEEDED), after, rows, sources))
+            budget -= _BATCH
+        return self._joined(found).first(count)
+
+    def _sided(self, alpha: Tensor, dice: np.ndarray) -> Tensor:
+        """Half of the lesions mirrored where sides look alike: what one has, the other could have."""
+        if not self.tagger.care.flips:
+            return alpha
+        return torch.where(torch.from_numpy(dice < 0.5).view(-1, 1, 1, 1), alpha.flip(-1), alpha)
+
     def share(self, finding: str) -> float:
         """Share of the first ``_BATCH`` grafts in which every verifier sees the finding."""
         for _ in self._grafted(finding, _BATCH):
@@ -166,10 +201,8 @@ class Grafting:
             if not start and finding in self._begun:
                 yield self._begun[finding]
                 continue
-            before, alpha = self.images.images(rows), lesions[at]
-            if self.tagger.care.flips:  # sides look alike: what one has, the other could have
-                alpha = torch.where(torch.from_numpy(turned < 0.5).view(-1, 1, 1, 1), alpha.flip(-1), alpha)
-            after = with_opacity(before, alpha)
+            before = self.images.images(rows)
+            after = with_opacity(before, self._sided(lesions[at], turned))
             judged = self._judged(before, after, rows, finding, 1, NEEDED)
             part = self._passed(judged, after, rows, sources[at])
             if not start:
@@ -257,11 +290,11 @@ def write_grafts(
     healed: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, int]]:
-    """A study table of grafts and healed images, with truthful labels.
+    """A study table of grafts, as many controls, and healed images, with truthful labels.
 
     Writes ``images/``, PNG files that say what they are, ``table.csv`` with the tagger's findings and, beside each
-    image, "edited", "seen" (P of it, mean over the verifiers), "method" ("graft" or "healed"), "lesion_patient" and
-    "synthetic"; and ``grafts.json`` with rates and settings. The same call goes on after the last
+    image, "edited", "seen" (P of it, mean over the verifiers), "method" ("graft", "control" or "healed"),
+    "lesion_patient" and "synthetic"; and ``grafts.json`` with rates and settings. The same call goes on after the last
     finding that was finished.
 
     Args:
@@ -273,7 +306,7 @@ def write_grafts(
         progress: called after each finding.
 
     Returns:
-        Finding -> "graft" and "healed" -> how many were written.
+        Finding -> "graft", "control" and "healed" -> how many were written.
 
     Raises:
         InputError: nothing wanted, an unknown finding, or a folder of another request.
@@ -295,16 +328,15 @@ def write_grafts(
     if (begun := state_of(folder / _STATE, request)) is not None:
         state, grafting.tally.counts = begun, begun["tally"]
     made, rows = state["made"], state["rows"]
-    kinds: list[tuple[Sign, str]] = [(1, "graft")]
-    if healed:
-        kinds.append((-1, "healed"))
     for name, count in wanted.items():
         if name in made:
             continue
-        counts: dict[str, int] = {}
-        for sign, method in kinds:
-            found = grafting.make(name, sign, count, tries)
-            counts[method] = len(found)
+        parts = {"graft": grafting.make(name, 1, count, tries)}
+        parts["control"] = grafting.controls(name, len(parts["graft"]))
+        if healed:
+            parts["healed"] = grafting.make(name, -1, count, tries)
+        counts = {method: len(found) for method, found in parts.items()}
+        for method, found in parts.items():
             for at in range(len(found)):
                 rows.append(_row(grafting, found, at, name, method, f"images/{method}-{len(rows):06d}.png", folder))
         made[name] = counts
