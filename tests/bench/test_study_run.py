@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -300,3 +304,39 @@ def test_findings_whose_grafts_mostly_fail_are_left_alone(tmp_path: Path, monkey
     made = study_content.load(study, "graft", "rules-v2", 0)
     assert len(made) == 0
     assert made.about["refused"] == dict.fromkeys(study.findings, "the verifiers see it in 0% of its grafts")
+
+
+def test_workers_end_when_their_study_is_killed(tmp_path: Path) -> None:
+    script, beats = tmp_path / "study.py", tmp_path / "beats"
+    script.write_text(
+        "import multiprocessing, sys, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from pathlib import Path\n"
+        "from counterscan.bench.study_run import _start\n"
+        "def work(path):\n"
+        "    for beat in range(600):\n"
+        "        Path(path).write_text(str(beat))\n"
+        "        time.sleep(0.1)\n"
+        "if __name__ == '__main__':\n"
+        "    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _start, (None,)) as pool:\n"
+        "        pool.submit(work, sys.argv[1]).result()\n"
+    )
+    with subprocess.Popen([sys.executable, str(script), str(beats)]) as study:
+        until(beats.exists)
+        study.kill()
+    before = [""]
+
+    def still() -> bool:
+        time.sleep(1)
+        before.append(beats.read_text())
+        return before[-1] == before[-2]
+
+    until(still)
+
+
+def until(done: Callable[[], bool]) -> None:
+    """Wait for half a minute at most."""
+    end = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -252,8 +253,17 @@ _STUDY: list[Study] = []
 
 def _start(study: Study) -> None:
     """Of a worker process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _STUDY[:] = [study]
+
+
+def _end_with_parent() -> None:
+    """A study that is killed must not leave workers that go on writing into its folder."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(job: Job) -> tuple[str, float]:
