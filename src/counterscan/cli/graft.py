@@ -13,7 +13,10 @@ from counterscan.errors import InputError
 
 @dataclass
 class Graft:
-    """Make studies with chosen findings: put lesions of training images into others, judge each, keep what passes."""
+    """Make studies with chosen findings: put lesions of training images into others, judge each, keep what passes.
+
+    As many controls without the finding are made by the same means.
+    """
 
     tagger: tyro.conf.Positional[Path]
     """A run folder of `counterscan tag train` on this store."""
