@@ -33,23 +33,25 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Measures:
-    """Of one way to a lesion e, against the truth l, (N,) each; norms over the pixels of a film."""
+    """Of one way to a lesion e, against the truth l, (N,) each, over the pixels of a film."""
 
     share: Tensor
     """<e, l> / <l, l>: 1 where all of it is found."""
-    error: Tensor
-    """|e - l| / |l|: 0 where nothing is wrong, 1 for an empty map."""
     correlation: Tensor
-    """Of their pixels."""
+    """Of e and l; NaN for an empty e."""
+    error: Tensor
+    """Root mean square of e - l; an image spans 2."""
 
     @classmethod
     def of(cls, found: Tensor, truth: Tensor) -> Measures:
         """Both (N, 1, S, S)."""
-        e, l_ = found.flatten(1).double(), truth.flatten(1).double()
-        power = l_.square().sum(1)
-        centred = [x - x.mean(1, keepdim=True) for x in (e, l_)]
-        together = (centred[0] * centred[1]).sum(1) / (centred[0].norm(dim=1) * centred[1].norm(dim=1)).clamp_min(1e-12)
-        return cls((e * l_).sum(1) / power, (e - l_).norm(dim=1) / power.sqrt(), together)
+        e, lesion = found.flatten(1).double(), truth.flatten(1).double()
+        a, b = (x - x.mean(1, keepdim=True) for x in (e, lesion))
+        return cls(
+            (e * lesion).sum(1) / lesion.square().sum(1),
+            (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)),
+            (e - lesion).square().mean(1).sqrt(),
+        )
 
 
 def truths(folder: Path, rows: np.ndarray, files: list[str], finding: str) -> Iterator[Tensor]:
@@ -84,7 +86,7 @@ def main(study: Path, out: Path, most: int = 200, threads: int = 1) -> None:
         films, truth = test.images(own), torch.stack(list(truths(study / "phantom", own, files, finding)))
         maps = torch.cat([tagger.maps(part, finding)[0] for part in films.split(_BATCH)])
         whole = films - filler.fill(films, region_of(maps))
-        for name, found in (("TagGAN's map", maps), ("filled", whole)):
+        for name, found in (("nothing", 0 * maps), ("TagGAN's map", maps), ("filled", whole)):
             measured = Measures.of(found, truth)
             patients = test.patients[own].tolist()
             values = {f.name: mean_interval(getattr(measured, f.name), patients) for f in fields(Measures)}
@@ -93,7 +95,7 @@ def main(study: Path, out: Path, most: int = 200, threads: int = 1) -> None:
     columns = ("Finding", "Films", "Lesion", *(f.name for f in fields(Measures)))
     note = f"{facts()}. Test films of {study.name}; means with 95 % intervals over patients."
     write_json(out / "lesions.json", record)
-    publish(Table("How much of a lesion is found", columns, tuple(rows)), note, out / "lesions.md")
+    publish(Table("How much of a lesion is found", columns, tuple(rows), digits=3), note, out / "lesions.md")
 
 
 if __name__ == "__main__":

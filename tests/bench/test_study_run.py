@@ -287,13 +287,16 @@ def test_lesions_put_into_other_images_are_an_arm_that_needs_no_generator(
 
 def test_text_and_grafts_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_toys(monkeypatch)
-    data, config = toy_store(), replace(CONFIG, arms=("classic", "joint"), steps=4)
+    data, config = toy_store(), replace(CONFIG, arms=("classic", "duplicate", "joint"), steps=4)
     report = run(data, tmp_path, config)
     assert not report.left_out
-    assert {(c.ours, c.theirs) for c in report.comparisons["ap"]} == {("joint", "classic")}
+    assert {(c.ours, c.theirs) for c in report.comparisons["ap"]} == {("joint", "classic"), ("joint", "duplicate")}
     study = Study(data, config, tmp_path)
     joint, both, graft = (study_content.load(study, c, "rules-v2", 0) for c in ("joint", "both", "graft"))
     assert len(joint) == len(both) + len(graft) > len(both) > 0
+    duplicate = study_content.load(study, "duplicate", "rules-v2", 0)
+    for sign in (1, -1):
+        assert (duplicate.counts(sign, 2) == joint.counts(sign, 2)).all()
     assert "graft: Edema (+)" in (tmp_path / "tables.md").read_text()
 
 

@@ -4,7 +4,7 @@
 content               images                                                                labels
 ====================  ====================================================================  =========================
 duplicate             real training images again, as many with and without each finding as  their own
-                      "both" has
+                      "joint" has, or "both" or "graft" without it
 plain                 samples of the generator, as many                                     the condition
 swap                  the same bodies under another condition, through the gate             source, edit as verified
 text+                 bodies without a finding moved towards its text, through the gate     source, edit as verified
@@ -284,12 +284,18 @@ def _plain(study: Study, content: Content, view: str, number: int) -> Made:
 
 
 def _reference(study: Study, number: int) -> dict[Sign, np.ndarray]:
-    """Numbers by sign and finding that count-matched contents have: those of "both", or what was wanted without it."""
+    """Numbers by sign and finding that count-matched contents have: those of what the study is about, the union of most
+    arms, so that no arm wins by the balance of what it adds; or what was wanted where nothing of it was made."""
     view, size = study.config.views[0], len(study.findings)
-    if all((folder_of(study, c, view, number) / _ABOUT).is_file() for c in ("text+", "text-")):
-        both = load(study, "both", view, number)
-        if len(both):
-            return {1: both.counts(1, size), -1: both.counts(-1, size)}
+    arms = {arm.partition(":")[0] for arm in study.config.arms}
+    ours: Content = "joint" if "joint" in arms else "both"
+    if "graft" in arms and not arms & {"joint", *TEXTUAL}:
+        ours = "graft"
+    parts = {"joint": ("text+", "text-", "graft"), "both": ("text+", "text-"), "graft": ("graft",)}[ours]
+    if all((folder_of(study, c, view, number) / _ABOUT).is_file() for c in parts):  # type: ignore[arg-type]
+        made = load(study, ours, view, number)
+        if len(made):
+            return {1: made.counts(1, size), -1: made.counts(-1, size)}
     counts = np.array(list(_wanted(study).values()))
     return {1: counts, -1: counts}
 

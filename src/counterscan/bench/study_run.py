@@ -160,9 +160,9 @@ def _stages(study: Study, arms: Sequence[Arm]) -> list[list[Job]]:
         stages.append([Job("encoder", f"encoder {n}", fit_encoder, (n,)) for n in numbers])
     if views:
         stages.append([Job("steering", f"{v}, generator {n}", load_steering, (v, n)) for n in numbers for v in views])
-    then = [c for c in dict.fromkeys(contents) if c not in (*FIRST, *UNIONS)]
-    if grafted and "graft" not in then:
-        then.append("graft")
+    if grafted:
+        first.append("graft")
+    then = [c for c in dict.fromkeys(contents) if c not in (*FIRST, *UNIONS, "graft")]
     for chosen in (first, then):
         stages.append(
             [
