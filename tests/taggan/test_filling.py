@@ -109,6 +109,9 @@ def test_the_same_call_loads_what_is_done(made: tuple[Filler, Path, Regions]) ->
     x, m = train.images(np.arange(4)), torch.ones(4, 1, SIZE, SIZE, dtype=torch.bool)
     assert torch.equal(filler.fill(x, m), again.fill(x, m))
     assert torch.equal(filler.fill(x, m), Filler.from_pretrained(folder).fill(x, m))
+    longer = fit_filler(train, train.labels, val, val.labels, regions, folder, config(302))
+    assert longer.steps == 302
+    assert Filler.from_pretrained(folder).steps == 302
 
 
 def test_images_that_have_every_finding_teach_nothing_and_break_nothing(tmp_path: Path) -> None:

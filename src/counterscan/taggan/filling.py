@@ -144,10 +144,11 @@ class Filler:
     Args:
         net: takes (N, 2, S, S), the image without the region and the region.
         size: side of the images it learned from.
+        steps: how long it learned.
     """
 
-    def __init__(self, net: UNet, size: int) -> None:
-        self.net, self.size = net.eval().requires_grad_(False), size
+    def __init__(self, net: UNet, size: int, steps: int = 0) -> None:
+        self.net, self.size, self.steps = net.eval().requires_grad_(False), size, steps
 
     @torch.no_grad()
     def fill(self, images: Tensor, regions: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ class Filler:
         """Weights and settings; the settings last, so that a folder with them is whole."""
         folder = Path(folder)
         write_tensors(folder / WEIGHTS, self.net.state_dict())
-        write_json(folder / SETTINGS, {"size": self.size, "base": self.net.head.in_channels})
+        write_json(folder / SETTINGS, {"size": self.size, "base": self.net.head.in_channels, "steps": self.steps})
         return folder
 
     @classmethod
@@ -186,7 +187,7 @@ class Filler:
             settings = read_json(folder / SETTINGS)
             net = UNet(2, settings["base"])
             net.load_state_dict(safetensors.torch.load((folder / WEIGHTS).read_bytes()))
-            return cls(net, settings["size"])
+            return cls(net, settings["size"], settings["steps"])
 
 
 def _guess(net: torch.nn.Module, x: Tensor, m: Tensor) -> Tensor:
@@ -257,7 +258,7 @@ def fit_filler(
     folder: str | Path,
     config: FillerConfig | None = None,
 ) -> Filler:
-    """Train F, save it to ``folder/model``. Called again it goes on, or loads what is done.
+    """Train F, save it to ``folder/model``. Called again it goes on, also to more steps, or loads what is done.
 
     Args:
         train_on, labels: training images with (N, C) of 1, 0 and NaN, columns as the regions'.
@@ -273,14 +274,17 @@ def fit_filler(
     if not len(regions):
         raise InputError("no training image has a finding", field="labels", remedy="Give images with findings")
     if (folder / "model" / SETTINGS).is_file():
-        return Filler.from_pretrained(folder)
+        filler = Filler.from_pretrained(folder)
+        if filler.steps == config.training.steps:
+            return filler
     seed_everything(config.training.seed)
     task = FillerTask(config, regions, _held(validate_on, validation_labels, regions))
-    settings = {"kind": "filler", "content": train_on.content, "filler": plain(asdict(config))}
+    own = {name: value for name, value in asdict(config).items() if name != "training"}
+    settings = {"kind": "filler", "content": train_on.content, "filler": plain(own)}
     train(task, LabelledRows(train_on, labels.astype(np.float32)), config.training, folder, settings=settings)
     net = UNet(2, config.base)
     load_weights(folder, {"filler": net}, "best")
-    filler = Filler(net, train_on.size)
+    filler = Filler(net, train_on.size, config.training.steps)
     filler.save_pretrained(folder / "model")
     return filler
 
