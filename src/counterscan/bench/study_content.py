@@ -56,7 +56,8 @@ from counterscan.tbsmgan.synthesis import MOST, SOFT_PREFIX, SynthesisConfig, ch
 from counterscan.text.prompts import PromptBank
 
 TEXTUAL: tuple[Content, ...] = ("text+", "text-", "both", "ensemble", "joint", "random", "naive")  # one for each view
-UNIONS: tuple[Content, ...] = ("both", "ensemble", "joint")  # of others; nothing of their own is made
+PARTS: dict[Content, tuple[Content, ...]] = {"both": ("text+", "text-"), "joint": ("text+", "text-", "graft")}
+UNIONS: tuple[Content, ...] = (*PARTS, "ensemble")  # of others; nothing of their own is made
 FIRST: tuple[Content, ...] = ("swap", "text+", "text-")  # the others are counted after them
 _ABOUT = "about.json"
 _BATCH = 64
@@ -124,10 +125,8 @@ def load(study: Study, content: Content, view: str, number: int) -> Made:
     Raises:
         InputError: it was not made.
     """
-    if content == "both":
-        return _joined([load(study, c, view, number) for c in ("text+", "text-")])
-    if content == "joint":
-        return _joined([load(study, c, view, number) for c in ("both", "graft")])
+    if content in PARTS:
+        return _joined([load(study, c, view, number) for c in PARTS[content]])
     if content == "ensemble":
         views = [v for v in study.config.views if v not in CONTROLS]
         return _joined([load(study, "both", v, number) for v in views])
@@ -291,8 +290,8 @@ def _reference(study: Study, number: int) -> dict[Sign, np.ndarray]:
     ours: Content = "joint" if "joint" in arms else "both"
     if "graft" in arms and not arms & {"joint", *TEXTUAL}:
         ours = "graft"
-    parts = {"joint": ("text+", "text-", "graft"), "both": ("text+", "text-"), "graft": ("graft",)}[ours]
-    if all((folder_of(study, c, view, number) / _ABOUT).is_file() for c in parts):  # type: ignore[arg-type]
+    parts = PARTS.get(ours, (ours,))
+    if all((folder_of(study, c, view, number) / _ABOUT).is_file() for c in parts):
         made = load(study, ours, view, number)
         if len(made):
             return {1: made.counts(1, size), -1: made.counts(-1, size)}

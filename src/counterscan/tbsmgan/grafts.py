@@ -34,7 +34,7 @@ from counterscan.png import png
 from counterscan.tbsmgan.acceptance import Tally
 from counterscan.tbsmgan.export import quantised
 from counterscan.tbsmgan.gate import Gate
-from counterscan.tbsmgan.judgement import CRITERIA, Judgement, Sign
+from counterscan.tbsmgan.judgement import Judgement, Sign
 from counterscan.tbsmgan.synthesis import MOSTLY, state_of, write_table
 from counterscan.training.checkpoint import weights_digest
 
@@ -118,8 +118,8 @@ class Grafting:
         self.images, self.labels, self.gate, self.seed, self.least = images, labels, gate, seed, least
         self.tally = Tally()
         self._taken: dict[str, tuple[np.ndarray, Tensor, Grafts]] = {}
-        self._begun: dict[str, Grafts] = {}  # what passed of the first batch, judged and counted once
-        self._seen: dict[str, float] = {}  # share of it in which every verifier sees the finding
+        # Of the first batch, judged and counted once: what passed, and the share in which the verifiers see it.
+        self._begun: dict[str, tuple[Grafts, float]] = {}
 
     def make(self, finding: str, sign: Sign, count: int, tries: float) -> Grafts:
         """Images of one finding that pass.
@@ -168,25 +168,28 @@ class Grafting:
                 dice.choice(bodies, _BATCH),
                 dice.integers(len(own), size=_BATCH),
             )
-            x, before = self.images.images(sources), self.images.images(rows)
+            x = self.images.images(sources)
             masks = own.masks[torch.from_numpy(at)] & self.images.valid(sources)
-            after = with_opacity(before, self._sided(opacity(x, self.filler.fill(x, masks)), dice.random(_BATCH)))
-            judged = self.gate.judge(before, after, finding, 1, own=torch.from_numpy(rows))
-            found.append(self._passed(replace(judged, needed=NEEDED), after, rows, sources))
+            alpha = opacity(x, self.filler.fill(x, masks))
+            after, judged = self._put(alpha, dice.random(_BATCH), rows, finding)
+            found.append(self._passed(judged, after, rows, sources))
             budget -= _BATCH
         return self._joined(found).first(count)
 
-    def _sided(self, alpha: Tensor, dice: np.ndarray) -> Tensor:
-        """Half of the lesions mirrored where sides look alike: what one has, the other could have."""
-        if not self.tagger.care.flips:
-            return alpha
-        return torch.where(torch.from_numpy(dice < 0.5).view(-1, 1, 1, 1), alpha.flip(-1), alpha)
+    def _put(self, alpha: Tensor, turned: np.ndarray, rows: np.ndarray, finding: str) -> tuple[Tensor, Judgement]:
+        """These lesions in these bodies, and what the gate says.
+
+        Half of them are mirrored where sides look alike: what one has, the other could have.
+        """
+        if self.tagger.care.flips:
+            alpha = torch.where(torch.from_numpy(turned < 0.5).view(-1, 1, 1, 1), alpha.flip(-1), alpha)
+        before = self.images.images(rows)
+        after = with_opacity(before, alpha)
+        return after, replace(self.gate.judge(before, after, finding, 1, own=torch.from_numpy(rows)), needed=NEEDED)
 
     def share(self, finding: str) -> float:
         """Share of the first ``_BATCH`` grafts in which every verifier sees the finding."""
-        for _ in self._grafted(finding, _BATCH):
-            return self._seen[finding]
-        return 0.0
+        return self._begun[finding][1] if next(self._grafted(finding, _BATCH), None) is not None else 0.0
 
     def _grafted(self, finding: str, tries: int) -> Iterator[Grafts]:
         sources, lesions, _ = self._lesions(finding)
@@ -199,14 +202,13 @@ class Grafting:
             count = min(_BATCH, tries - start) if start else _BATCH
             at, rows, turned = dice.integers(len(sources), size=count), dice.choice(bodies, count), dice.random(count)
             if not start and finding in self._begun:
-                yield self._begun[finding]
+                yield self._begun[finding][0]
                 continue
-            before = self.images.images(rows)
-            after = with_opacity(before, self._sided(lesions[at], turned))
-            judged = self._judged(before, after, rows, finding, 1, NEEDED)
+            after, judged = self._put(lesions[at], turned, rows, finding)
+            self.tally.add(judged)
             part = self._passed(judged, after, rows, sources[at])
             if not start:
-                self._begun[finding], self._seen[finding] = part, float(judged.reached.double().mean())
+                self._begun[finding] = part, float(judged.reached.double().mean())
             yield part
 
     def _lesions(self, finding: str) -> tuple[np.ndarray, Tensor, Grafts]:
@@ -221,25 +223,13 @@ class Grafting:
             ):
                 x = self.images.images(rows)
                 after = self.filler.fill(x, masks)
-                judged = self._judged(x, after, rows, finding, -1)
+                judged = self.gate.judge(x, after, finding, -1, own=torch.from_numpy(rows))
+                self.tally.add(judged)
                 sources.append(rows[judged.reached.numpy()])
                 lesions.append(opacity(x, after)[judged.reached])
                 healed.append(self._passed(judged, after, rows, rows))
             self._taken[finding] = np.concatenate(sources), torch.cat(lesions), self._joined(healed)
         return self._taken[finding]
-
-    def _judged(
-        self,
-        before: Tensor,
-        after: Tensor,
-        rows: np.ndarray,
-        finding: str,
-        sign: Sign,
-        needed: tuple[str, ...] = CRITERIA,
-    ) -> Judgement:
-        judged = replace(self.gate.judge(before, after, finding, sign, own=torch.from_numpy(rows)), needed=needed)
-        self.tally.add(judged)
-        return judged
 
     @staticmethod
     def _passed(judged: Judgement, images: Tensor, rows: np.ndarray, lesions: np.ndarray) -> Grafts:
