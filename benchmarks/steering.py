@@ -5,7 +5,8 @@
 
 On a phantom whose table says side and severity of every finding (``counterscan data phantom``). The gate's two
 verifiers and the judge are trained on the store's training images with other seeds and widths; the judge also learns
-sides and severity from the attributes. Bodies are new samples without the finding. Written: ``steering.md``,
+sides and severity from the attributes. Bodies are new samples without the finding or, with ``--encoder``, films of the
+split test, which neither generator nor encoder learned from, encoded in one pass. Written: ``steering.md``,
 ``steering.json``, one picture per finding and method, rows of strengths.
 
 Each strength is tried on all bodies; "fitted" moves every body until the gate's verifiers see the finding.
@@ -44,10 +45,11 @@ from counterscan.nets.cnn import Classifier, ClassifierConfig
 from counterscan.png import png
 from counterscan.tbsmgan import StyleGAN
 from counterscan.tbsmgan.acceptance import fit_strengths
-from counterscan.tbsmgan.bodies import Sampled
+from counterscan.tbsmgan.bodies import Inverted, Sampled, Supply
 from counterscan.tbsmgan.edits import Edited, Editor, Origin, Prompt, RandomDirection
 from counterscan.tbsmgan.edits.base import joined
 from counterscan.tbsmgan.gate import Gate
+from counterscan.tbsmgan.inverter import Inverter
 from counterscan.tbsmgan.judgement import CRITERIA
 from counterscan.tbsmgan.steering import Method, Steering
 from counterscan.text.clip import load_clip
@@ -69,6 +71,8 @@ class SteeringBenchmark:
     """The phantom store that both were trained on."""
     out: Path
     """Folder for classifiers, tables and pictures."""
+    encoder: Path | None = None
+    """The generator's encoder: films of the split test are edited; default: new samples."""
     findings: tuple[str, ...] = ()
     """Which findings; default: all, with those marked that were not learnt."""
     methods: tuple[Method, ...] = ("style", "learned", "per-image", "label-swap")
@@ -92,6 +96,7 @@ class SteeringBenchmark:
         torch.set_num_threads(self.threads)
         self.out.mkdir(parents=True, exist_ok=True)
         store, self._gan = PreparedStore.open(self.store), StyleGAN.from_pretrained(self.gan)
+        self._supply = self._supply_of(store)
         self._judge, aucs = self._train_judge(store)
         widths = ((16, 32, 64, 96), (24, 48, 96))
         verifiers = [self._train(store, f"verifier-{k}", k, shape) for k, shape in enumerate(widths)]
@@ -153,9 +158,18 @@ class SteeringBenchmark:
         with torch.no_grad():
             return torch.cat([self._judge.probabilities(self._judge(part)) for part in images.split(64)])
 
+    def _supply_of(self, store: PreparedStore) -> Supply:
+        if self.encoder is None:
+            return Sampled(self._gan, self.psi, 7)
+        encoder, (films,) = Inverter.from_pretrained(self.encoder, self._gan), store.parts("test")
+        return Inverted.of(self._gan, encoder.encode, films, films.labels, films.findings, 7)
+
     def _bodies(self, finding: str, count: int) -> Origin:
-        """Samples without the finding."""
-        return Sampled(self._gan, self.psi, 7)(finding, 1, 0, count).origin
+        """Without the finding; of films there may be fewer."""
+        bodies = self._supply(finding, 1, 0, count)
+        if bodies is None:
+            raise InputError("every test film has it", field=finding, remedy="Give a store with others")
+        return bodies.origin
 
     def _finding(self, finding: str) -> None:
         arms: list[tuple[str, Editor, Sequence[float], int]] = []
@@ -263,7 +277,7 @@ class SteeringBenchmark:
         """Seconds of a new prompt on a cached generator, and of 1,000 edited images, judged or not."""
         fresh = Steering(self._gan, self._steering.model, zero_shot=self._steering.zero_shot, cache=self.out / "cache")
         fresh.prompt("Edema", force=True)  # rules for reports are read once per process
-        bodies = self._bodies(self._gan.findings[0], 1000)
+        bodies = Sampled(self._gan, self.psi, 7)(self._gan.findings[0], 1, 0, 1000).origin
         start = time.perf_counter()
         prompt = fresh.prompt("moderate bilateral pulmonary edema", force=True)
         editor = fresh.editor("style")

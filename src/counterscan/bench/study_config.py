@@ -23,7 +23,7 @@ from counterscan.errors import InputError
 from counterscan.files import write_text
 from counterscan.text.views import VIEWS
 
-Profile = Literal["quick", "full"]
+Profile = Literal["quick", "paper", "full"]
 Content = Literal[
     "real",
     "classic",
@@ -48,7 +48,8 @@ UNMADE: tuple[Content, ...] = (*PLAIN, "duplicate", "graft", "given")  # content
 CONTROLS = ("shuffled", "inverted", "none")  # views that teach nothing, or the wrong thing
 SPLITS = ("train", "val", "test")
 _FILE = "study.yaml"
-_ADDED = (
+# The paper's, with controls it lacks.
+_PAPER = (
     "duplicate",
     "plain",
     "swap",
@@ -60,6 +61,7 @@ _ADDED = (
     "both:only",
     "both:pretrain",
 )
+_GRAFTED = ("graft", "joint")
 # ours - theirs, by arm; the first two are what the method is judged by.
 _PAIRS = (
     ("both", "classic"),
@@ -92,7 +94,7 @@ _PAIRS = (
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """What a study does; ``quick`` and ``full`` are profiles of it.
+    """What a study does; the defaults are the profile ``quick``, others are ``paper`` and ``full``.
 
     Attributes:
         arms: "content" or "content:mode", of ``CONTENTS`` and ``MODES``; see ``bench.study_arms``.
@@ -141,26 +143,26 @@ class StudyConfig:
         InputError: a value is out of range; names the field.
     """
 
-    arms: tuple[str, ...] = (*PLAIN, *_ADDED)
+    arms: tuple[str, ...] = ("classic", "duplicate", "plain", "both", *_GRAFTED)
     views: tuple[str, ...] = ("rules-v2",)
-    shares: tuple[float, ...] = (0.25,)
+    shares: tuple[float, ...] = (0.5,)
     pairs: tuple[tuple[str, str], ...] = _PAIRS
     findings: tuple[str, ...] = ()
     blank: Literal["zero", "ignore"] = "zero"
-    synthetic: int = 600
+    synthetic: int = 1200
     rarity: float = 0.5
-    weight: float = 0.5
+    weight: float = 1.0
     soft: bool = True
     others: Literal["source", "agreed"] = "agreed"
     seeds: int = 5
     generators: int = 1
-    steps: int = 600
+    steps: int = 1200
     batch_size: int = 32
     widths: tuple[int, ...] = (8, 16, 32, 64)
     auc_steps: int = 0
     pretrain: float = 0.3
     preset: str = "cxr64-cpu"
-    gan_steps: int = 5000
+    gan_steps: int = 3000
     gan_batch: int = 32
     clip_steps: int = 1200
     clip_batch: int = 96
@@ -225,17 +227,25 @@ class StudyConfig:
 
 
 def quick(**changes: Any) -> StudyConfig:
-    """About an hour of CPU time at 64 px: one view, one share, five seeds."""
+    """Do edits by text and grafts help? About an hour of CPU time at 64 px: one view, one share, five seeds."""
     return replace(StudyConfig(), **changes)
 
 
+def paper(**changes: Any) -> StudyConfig:
+    """The arms of the paper's first table and their controls, a quarter of each batch synthetic at half weight, five
+    short runs of each: about an hour of CPU time at 64 px."""
+    arms = (*PLAIN, *_PAPER)
+    short = StudyConfig(arms=arms, shares=(0.25,), synthetic=600, weight=0.5, steps=600, gan_steps=5000)
+    return replace(short, **changes)
+
+
 def full(**changes: Any) -> StudyConfig:
-    """Every view and share, three generators, more seeds and steps: about three days of CPU time
-    at 64 px."""
+    """Every arm, view and share, three generators, more seeds and steps: more than three days of CPU time at 64 px."""
     wide = StudyConfig(
         arms=(
             *PLAIN,
-            *_ADDED,
+            *_PAPER,
+            *_GRAFTED,
             "ensemble",
             "naive",
             "swap:only",
@@ -248,7 +258,7 @@ def full(**changes: Any) -> StudyConfig:
         ),
         pairs=(*_PAIRS, *(("ensemble", name) for name in ("classic", "duplicate", "plain", "random"))),
         views=("rules-v2", *(name for name in VIEWS if name != "rules-v2")),
-        shares=(0.25, 0.5),
+        shares=(0.5, 0.25),
         synthetic=2000,
         seeds=9,
         generators=3,
@@ -265,7 +275,7 @@ def full(**changes: Any) -> StudyConfig:
     return replace(wide, **changes)
 
 
-PROFILES = {"quick": quick, "full": full}
+PROFILES = {"quick": quick, "paper": paper, "full": full}
 
 
 def check_store(store: PreparedStore, config: StudyConfig) -> tuple[str, ...]:

@@ -20,8 +20,9 @@ class StudyOptions:
 
     out: Path = field(kw_only=True)
     """Folder of the study; the same command goes on with an interrupted one."""
-    profile: Literal["quick", "full"] = "quick"
-    """quick: about an hour of CPU time at 64 px. full: every text view and share, three generators, more of all."""
+    profile: Literal["quick", "paper", "full"] = "quick"
+    """quick: do edits by text and grafts help, in about an hour of CPU time at 64 px? paper: the paper's arms, as long.
+    full: every arm, text view and share, three generators, more of all."""
     size: int = 64
     """Side in pixels to which the images of a table are prepared."""
     arms: tuple[str, ...] = ()
