@@ -144,6 +144,23 @@ def test_bringing_in_is_persuaded_the_other_way() -> None:
     assert float(added.counterpart[0, 5, 5]) > 0.2
 
 
+def test_descents_in_bfloat16_leave_answers_in_float32() -> None:
+    config = replace(QUICK, refine=RefineConfig(steps=5), persuade=PersuadeConfig(steps=3), sure=0.01)
+    full, half = (
+        explainer(offset=-2.0, config=replace(config, precision=name)).explain(images(), FINDING)  # type: ignore[arg-type]
+        for name in ("fp32", "bf16")
+    )
+    classifier = Blobs(1, -2.0)
+    for ours, theirs in zip(half, full, strict=True):
+        assert ours.counterpart is not None
+        assert ours.path is not None
+        assert ours.counterpart.dtype == ours.evidence.dtype == torch.float32
+        assert ours.score_after == pytest.approx(float(classifier(ours.counterpart[None]).detach().sigmoid()), abs=1e-6)
+        assert torch.equal(ours.path.frames[0], ours.image)
+        assert theirs.counterpart is not None
+        assert float((ours.counterpart - theirs.counterpart).abs().mean()) < 0.005  # changes are about 0.02
+
+
 def test_a_fade_of_nothing_is_refused() -> None:
     with pytest.raises(InputError, match="fade"):
         ExplainConfig(fade=0.0)
@@ -279,6 +296,8 @@ def test_settings_and_classifiers_that_do_not_fit_are_refused() -> None:
         ExplainConfig(frames=1)
     with pytest.raises(InputError, match="evidence"):
         ExplainConfig(evidence="heat")
+    with pytest.raises(InputError, match="precision"):
+        ExplainConfig(precision="half")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="2 blocks of z2"):
         MedXGAN(networks(2), Blobs(1))
     with pytest.raises(InputError, match="no attribute findings"):

@@ -29,7 +29,6 @@ from counterscan.classify.config import ClassifyConfig
 from counterscan.classify.pesg import PESG
 from counterscan.classify.task import ClassifierTask, LabelledRows, predict_logits
 from counterscan.classify.train import conclude, describe_data, learning_rows, train_classifier
-from counterscan.data.augment import augment
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.metrics.classification import mean_over_classes, roc_auc
@@ -214,9 +213,7 @@ class DeepAUCTask(ClassifierTask):
         length = -(-self.auc.auc_steps // self.auc.stages)
         if ctx.step and ctx.step % length == 0:
             self.pesg.next_stage(self.auc.stage_factor)
-        images, _ = augment(batch["image"], None, self.config.augment)
-        with ctx.autocast():
-            logits = ctx.compile(self.modules["classifier"])(images)
+        _, logits = self.seen(ctx, batch)
         scores = logits.float().sigmoid()
         if ctx.step == 0:
             self.loss.settle(scores, batch["target"])

@@ -72,11 +72,15 @@ class ClassifierTask(Task):
 
     def step(self, ctx: Context, batch: dict[str, Tensor]) -> Mapping[str, Tensor | float]:
         """One update on random views."""
-        images, _ = augment(batch["image"], None, self.config.augment)
-        with ctx.autocast():
-            logits = ctx.compile(self.modules["classifier"])(images)
-        ctx.update("classifier", self.objective(logits, images, batch))
+        views, logits = self.seen(ctx, batch)
+        ctx.update("classifier", self.objective(logits, views, batch))
         return {}
+
+    def seen(self, ctx: Context, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Random views (B, 1, S, S) of a batch, and their logits (B, C)."""
+        views, _ = augment(batch["image"], None, self.config.augment)
+        with ctx.autocast():
+            return views, ctx.compile(self.modules["classifier"])(views)
 
     def objective(self, logits: Tensor, views: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """What the logits (B, C) of random views (B, 1, S, S) of a batch are to lessen."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 from counterscan.errors import InputError
 from counterscan.medxgan.inversion import PersuadeConfig, RefineConfig
+from counterscan.training.precision import Precision
 
 EVIDENCE = ("difference", "lig", "ig_negative")
 CALLED = 0.5  # the plain probability from which the classifier calls a finding present
@@ -31,6 +33,8 @@ class ExplainConfig:
             nine tenths of the real images do not reach it, what the rest reaches is enough; see ``explainer.Limits``.
         evidence: which map is the main one: "lig", which asks the classifier where the change mattered, "difference",
             the change itself, or "ig_negative".
+        precision: of both descents; "auto" computes in bfloat16 where that is fast. All images, probabilities and maps
+            of an answer are computed in float32.
         smoothing, reach: of the evidence; see ``counterscan.care.Care``, whose views are not used here.
     """
 
@@ -43,6 +47,7 @@ class ExplainConfig:
     boosts: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
     sure: float = 0.1
     evidence: str = "lig"
+    precision: Precision = "auto"
     smoothing: float = 1 / 64
     reach: float = 0.055
 
@@ -57,5 +62,7 @@ class ExplainConfig:
             raise InputError(f"{self.fade} must be above 0", field="fade")
         if self.frames < 2:
             raise InputError("must be at least 2: the image and its counterpart", field="frames")
+        if self.precision not in get_args(Precision):
+            raise InputError(f"{self.precision!r} must be one of {', '.join(get_args(Precision))}", field="precision")
         if self.evidence not in EVIDENCE:
             raise InputError(f"{self.evidence!r} must be one of {', '.join(EVIDENCE)}", field="evidence")

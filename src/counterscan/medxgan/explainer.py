@@ -22,6 +22,7 @@ from counterscan.medxgan.model import Code, MedXGANNetworks
 from counterscan.medxgan.search import CounterpartSearch
 from counterscan.metrics.validity import psnr
 from counterscan.training.checkpoint import weights_digest
+from counterscan.training.precision import autocast
 
 if TYPE_CHECKING:
     from counterscan.data.intensity import IntensityRecipe
@@ -170,7 +171,7 @@ class MedXGAN:
         x = checked_images(images, self.size).to(self.device)
         with torch.no_grad():
             start = self.networks.encode(x)
-        with evaluating(self.classifier):
+        with evaluating(self.classifier), autocast(self.device, self.config.precision):
             code = refine(x, start, self.networks.generate, self._logits, config or self.config.refine)
         with torch.no_grad():
             return code, self.networks.generate(code).float()

@@ -19,6 +19,7 @@ from counterscan.errors import InputError
 from counterscan.medxgan.explain_config import CALLED, ExplainConfig
 from counterscan.medxgan.inversion import persuade
 from counterscan.medxgan.model import Code, MedXGANNetworks
+from counterscan.training.precision import autocast
 from counterscan.transfer import kept_texture, transfer_mask
 
 
@@ -128,7 +129,8 @@ class CounterpartSearch:
             return self._carried(change, transfer_mask(change.detach(), threshold=self.config.masks[-1]), rows[some])
 
         wanted = math.log(self.sure / (1 - self.sure))
-        moved = persuade(goal.end.select(rows), self.networks.generate, shown, self._margin, config, wanted)
+        with autocast(self.x.device, self.config.precision):
+            moved = persuade(goal.end.select(rows), self.networks.generate, shown, self._margin, config, wanted)
         return goal.replaced(rows, moved, self.networks.generate(moved).float(), within)
 
     def _smallest(self, goal: _Goal, boosts: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
