@@ -1,13 +1,15 @@
 """Does augmentation help? The whole study, one command for each set of images.
 
     python benchmarks/study.py phantom --profile quick --out runs/study
+    python benchmarks/study.py lgg --data ../shared/data/lgg_mri --out runs/study-lgg
     python benchmarks/study.py nih --data ../shared/data/nih_cxr --out runs/study-nih
     python benchmarks/study.py covid --data ../shared/data/covid_cxr --out runs/study-covid
 
 `phantom`: chest films with a long tail of findings, the rarest in 2 % of them; 2,000 to train on, 8,000 to test on. The
 profile quick takes about an hour of CPU time, half of that on two cores. `--perfect` adds the arm "given": edits as no
 generator can make them, training bodies rendered anew with one finding more or less; what they gain is the most that
-edits of these bodies can. `nih`: labels, and short reports made of its lists of findings; small, so that only large
+edits of these bodies can. `lgg`: brain slices, few of them with a tumour, and neither generator nor text: do grafts
+help? `nih`: labels, and short reports made of its lists of findings; small, so that only large
 effects show. `covid`: images with clinical notes, from different hospitals for the two classes; shows that everything
 runs, and no more. The same command goes on with an interrupted study.
 Written: `study.yaml` (the protocol, frozen first), `report.html`, `tables.md`, `study.json`, `times.json`.
@@ -35,7 +37,7 @@ from counterscan.data.importers import IMPORTERS
 from counterscan.data.phantom import PhantomConfig, render, write_phantom
 from counterscan.data.phantom.dataset import to_uint8
 from counterscan.data.prepare import prepare
-from counterscan.data.splits import split_by_patient
+from counterscan.data.splits import folds, split_by_patient
 from counterscan.data.store import PreparedStore
 from counterscan.data.table import StudyTable
 from counterscan.errors import InputError
@@ -127,6 +129,32 @@ class Phantom(Options):
             config = replace(config, arms=tuple(dict.fromkeys((*config.arms, "given"))))
             self.images = perfect_edits(table, phantom, self.data_seed, config, self.out / "perfect")
         self.study(table, config)
+
+
+@dataclass
+class LGG(Options):
+    """Brain tumours on FLAIR slices, few of which have one in training: grafts against duplicates."""
+
+    data: Path = Path("../shared/data/lgg_mri")
+    """Folder with manifest.csv."""
+    positives: int = 40
+    """Training slices with a tumour, of as few patients as have them; further ones are left out."""
+    fold: int = 0
+    """Of three by patient: which is tested."""
+
+    def run(self) -> None:
+        """A fold, then the study."""
+        table = IMPORTERS["manifest"](self.data).with_findings(["Brain Tumor"])
+        parts = dict(zip(SPLITS, folds(table, 3, 0)[self.fold], strict=True))
+        split = {patient: name for name, patients in parts.items() for patient in patients}
+        # Names go by hospital, so positives are kept in an order of their own.
+        turn = {p: k for k, p in enumerate(np.random.default_rng(self.fold).permutation(parts["train"]))}
+        whose = table.frame["patient"].astype(str)
+        frame = table.frame.assign(split=whose.map(split), turn=whose.map(turn)).sort_values("turn", kind="stable")
+        ill = (frame["split"] == "train") & (frame["Brain Tumor"].astype(float) == 1)
+        frame = frame[~ill | (ill.cumsum() <= self.positives)].drop(columns="turn").reset_index(drop=True)
+        own = {"findings": table.findings, "arms": ("classic", "duplicate", "graft"), "flip": 0.5, "synthetic": 300}
+        self.study(StudyTable(frame, table.root, table.findings), self.config(**own))
 
 
 @dataclass
@@ -253,4 +281,4 @@ def _rate(text: str) -> tuple[str, float]:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"phantom": Phantom, "nih": NIH, "covid": Covid}).run()
+    tyro.extras.subcommand_cli_from_dict({"phantom": Phantom, "lgg": LGG, "nih": NIH, "covid": Covid}).run()

@@ -239,7 +239,7 @@ def _settings(study: Study, arm: Arm, number: int) -> ClassifyConfig:
     config = study.config
     return ClassifyConfig(
         ClassifierConfig(widths=config.widths),
-        AugmentConfig.none() if arm.content == "real" else AugmentConfig(flip=0.0),
+        AugmentConfig.none() if arm.content == "real" else AugmentConfig(flip=config.flip),
         findings=study.findings,
         steps=config.steps,
         batch_size=config.batch_size,

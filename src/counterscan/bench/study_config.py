@@ -114,6 +114,7 @@ class StudyConfig:
         seeds: runs of each arm; run r has the classifiers' seed r and the generator r mod ``generators``.
         generators: how many, each with a seed of its own.
         steps, batch_size, widths: of each arm's classifier, the same for all.
+        flip: share of mirrored views in training arms and verifiers; 0 where sides matter, as in chests.
         auc_steps: steps of the AUC-margin stage that follows (DeepAUC); 0 for none.
         pretrain: of the arms "pretrain", the share of the steps that is spent on synthetic images first.
         preset, gan_steps, gan_batch: of the generator; steps 0 takes the preset's own.
@@ -159,6 +160,7 @@ class StudyConfig:
     steps: int = 1200
     batch_size: int = 32
     widths: tuple[int, ...] = (8, 16, 32, 64)
+    flip: float = 0.0
     auc_steps: int = 0
     pretrain: float = 0.3
     preset: str = "cxr64-cpu"
@@ -207,6 +209,8 @@ class StudyConfig:
         for name in ("weight", "psi", "pretrain"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError("must be above 0 and at most 1", field=name)
+        if not 0 <= self.flip <= 1:
+            raise InputError("must be a probability", field="flip")
         if not 0 <= self.least < 1:
             raise InputError("must be at least 0 and below 1", field="least")
         if self.resamples < 2 or self.batch_size < 4 or self.tries < 1:

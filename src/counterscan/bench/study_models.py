@@ -93,7 +93,7 @@ def fit_verifier(study: Study, number: int) -> Classifier:
     folder = study.out / "verifiers" / str(number)
     config = ClassifyConfig(
         ClassifierConfig(widths=_VERIFIER_WIDTHS),
-        AugmentConfig(flip=0.0),
+        AugmentConfig(flip=study.config.flip),
         findings=study.findings,
         policy="ignore",
         blank=study.config.blank,

@@ -287,7 +287,7 @@ def _check_text(study: Study, arms: Sequence[Arm]) -> None:
         raise InputError(
             "the table has no reports, and text is to steer",
             field="column 'report'",
-            remedy="Add the column; or name arms that do without text: real classic duplicate plain swap",
+            remedy="Add the column; or name arms that do without text: classic duplicate plain graft",
         )
 
 
@@ -300,7 +300,7 @@ def _cards(study: Study, runner: _Runner) -> None:
             steps=config.verifier_steps,
             seed=8_000 + config.seed,
             findings=study.findings,
-            augment=AugmentConfig(flip=0.0),
+            augment=AugmentConfig(flip=config.flip),
             tensorboard=False,
         ),
         resamples=min(config.resamples, 500),
