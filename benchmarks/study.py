@@ -145,7 +145,7 @@ class LGG(Options):
     def run(self) -> None:
         """A fold, then the study."""
         table = IMPORTERS["manifest"](self.data).with_findings(["Brain Tumor"])
-        parts = dict(zip(SPLITS, folds(table, 3, 0)[self.fold], strict=True))
+        parts = dict(zip(SPLITS, folds(table, 3, 0, val_fraction=1 / 3)[self.fold], strict=True))
         split = {patient: name for name, patients in parts.items() for patient in patients}
         # Names go by hospital, so positives are kept in an order of their own.
         turn = {p: k for k, p in enumerate(np.random.default_rng(self.fold).permutation(parts["train"]))}

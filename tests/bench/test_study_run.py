@@ -218,6 +218,14 @@ def test_a_study_without_reports_needs_arms_without_text(toys: None, tmp_path: P
     assert not report.left_out
 
 
+def test_too_few_validation_patients_show_before_anything_is_trained(tmp_path: Path) -> None:
+    few = toy_store()
+    few.split[np.flatnonzero(few.split == "val")[15:]] = ""
+    with pytest.raises(InputError, match="15 validation patients, but 20 are needed"):
+        run(few, tmp_path, replace(CONFIG, arms=("classic", "graft")))
+    assert not (tmp_path / "verifiers").exists()
+
+
 def test_wanted_images_are_more_for_the_rarer_finding(tmp_path: Path) -> None:
     data = toy_store()
     labels = data.labels

@@ -43,11 +43,13 @@ from counterscan.errors import InputError
 from counterscan.files import read_json, write_json
 from counterscan.tbsmgan import GANConfig, StyleGAN
 from counterscan.tbsmgan.edits.base import digest_of
+from counterscan.tbsmgan.gate import check_validation
 from counterscan.text.clip import load_clip
 from counterscan.training.config import plain
 
 Say = Callable[[str], None]
 _TIMES = "times.json"
+_GRAFTED: set[Content] = {"graft", "joint"}
 _MOVED: tuple[Content, ...] = ("random", "naive")
 
 
@@ -122,6 +124,8 @@ def run_study(
     arms = arms_of(config)
     runner = _Runner(study, workers, say)
     _check_text(study, arms)
+    if _gated(arms):
+        check_validation(store)
     if any(arm.content == "given" for arm in arms):
         study_content.given_images(study)  # what does not fit shows before anything is spent
     if generator is not None:
@@ -141,14 +145,14 @@ def _stages(study: Study, arms: Sequence[Arm]) -> list[list[Job]]:
     """Jobs that may run side by side, in order."""
     config = study.config
     contents = [a.content for a in arms if a.content not in PLAIN]
-    generated, grafted = any(c not in UNMADE for c in contents), bool({"graft", "joint"} & set(contents))
+    generated, grafted = any(c not in UNMADE for c in contents), bool(_GRAFTED & set(contents))
     numbers = range(config.generators)
     # An ensemble of views needs them all.
     views = config.views if any(c in TEXTUAL for c in contents) else ()
     runs = [(arm, number) for number in range(config.seeds) for arm in arms]
     plain_runs = [_run(study, arm, n) for arm, n in runs if arm.content in PLAIN]
     stages: list[list[Job]] = []
-    if generated or grafted:
+    if _gated(arms):
         stages.append([Job("verifiers", f"verifier {k}", fit_verifier, (k,)) for k in range(config.verifiers)])
         stages.append([Job("gate", "gate", load_gate, ())])
     models = [Job("generator", f"generator {n}", fit_generator, (n,)) for n in numbers if generated]
@@ -279,6 +283,11 @@ def _timed(study: Study, job: Job) -> tuple[str, float]:
         return (found if isinstance(found, str) else ""), time.process_time() - began
     finally:
         torch.set_num_threads(threads)
+
+
+def _gated(arms: Sequence[Arm]) -> bool:
+    """Whether anything is made that verifiers are to judge."""
+    return any(arm.content in _GRAFTED or arm.content not in UNMADE for arm in arms)
 
 
 def _check_text(study: Study, arms: Sequence[Arm]) -> None:

@@ -138,12 +138,9 @@ class Gate:
                     field="verifiers",
                     remedy="Train one on this store: counterscan classify train",
                 )
+        check_validation(store)
         train, val = store.parts("train", "val")
         _, firsts = np.unique(val.patients, return_index=True)
-        if len(firsts) < FEWEST:
-            raise InputError(
-                f"{len(firsts)} validation patients, but {FEWEST} are needed", field="store", remedy="Hold out more"
-            )
         extract = InDomainFeatures(verifiers[0])
         rows = spaced(np.arange(len(train)), _FITTED)
         features = _over(train, rows, lambda x: features_of(extract, x)).double()
@@ -307,6 +304,18 @@ class Gate:
     def digests(self) -> list[str]:
         """16 hex digits of each verifier's weights."""
         return [weights_digest(verifier)[:16] for verifier in self.verifiers]
+
+
+def check_validation(store: PreparedStore) -> None:
+    """Whether a gate can be calibrated on a store, for who has much to do before.
+
+    Raises:
+        InputError: a split is missing, or fewer than 20 validation patients.
+    """
+    _, val = store.parts("train", "val")
+    count = len(np.unique(val.patients))
+    if count < FEWEST:
+        raise InputError(f"{count} validation patients, but {FEWEST} are needed", field="store", remedy="Hold out more")
 
 
 def _checked(verifiers: Sequence[Classifier]) -> tuple[Classifier, ...]:
