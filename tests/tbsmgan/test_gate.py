@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from counterscan.errors import InputError
-from counterscan.tbsmgan.acceptance import Tally, fit_strengths, share_accepted
-from counterscan.tbsmgan.edits import LabelSwap, Origin, StyleConfig, StyleDirections, measure
+from counterscan.tbsmgan.acceptance import Fitted, Tally, confined, fit_strengths, share_accepted
+from counterscan.tbsmgan.edits import Edited, LabelSwap, Origin, StyleConfig, StyleDirections, measure
 from counterscan.tbsmgan.gate import Gate, GateConfig, Limits
 from counterscan.tbsmgan.judgement import CRITERIA, Judgement
 from tests.tbsmgan.linear import BANK, BlockVerifier, LinearText, linear_gan, painted, store, texts
@@ -224,6 +224,25 @@ def test_bodies_move_until_it_is_seen_and_as_far_beyond_as_asked(
         with pytest.raises(InputError, match="positive"):
             next(fit_strengths(editor, EDEMA, gate, origin, bad))
     assert BANK.findings
+
+
+def test_edits_are_confined_to_where_they_change_most(gate: Gate) -> None:
+    blocks = HEALTHY + torch.tensor([[0.4, 0.15, 0, 0], [0.4, 0, 0, 0], [0.16, 0.15, 0, 0]])  # P of effusion: .5, 0, .5
+    before, after = painted(HEALTHY.expand(3, 4)), painted(blocks)
+    edited = Edited(before, after, Origin(torch.zeros(3, 2, 4)), None, None, EDEMA, 1.0, "by hand", 1)
+    whole = gate.judge(before, after, "Edema")
+    assert whole.accepted.tolist() == [False, True, False]
+    part = confined(Fitted(torch.arange(3), edited, whole), EDEMA, gate)
+    assert part.judged.accepted.tolist() == [True, True, False]  # the third does not reach its target
+    assert float(part.judged.off_target[0]) < gate.config.off < float(whole.off_target[0])
+    again = gate.judge(before, part.edited.after, "Edema")
+    for name in ("passed", "off_target", "after", "shape", "probabilities"):
+        assert torch.equal(getattr(part.judged, name), getattr(again, name))
+    assert torch.equal(part.edited.after[1], after[1])
+    strong = torch.zeros(1, 8, 8, dtype=torch.bool)
+    strong[:, :4, :4] = True
+    assert torch.equal(part.edited.after[0][strong], after[0][strong])
+    assert torch.equal(part.edited.after[0][:, :, 6:], before[0][:, :, 6:])
 
 
 def pair_of(editor: StyleDirections, origin: Origin, strength: float) -> tuple[Tensor, Tensor]:

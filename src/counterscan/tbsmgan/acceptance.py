@@ -1,9 +1,9 @@
-"""How many edits the gate lets through, by finding and criterion; and how far each body is to be moved."""
+"""How many edits the gate lets through, by finding and criterion; and how far, and where, each body is to be moved."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from counterscan.tbsmgan.edits.base import Edited, Editor, Origin
 from counterscan.tbsmgan.edits.prompt import Prompt
 from counterscan.tbsmgan.gate import Gate
 from counterscan.tbsmgan.judgement import CRITERIA, Judgement, Sign
+from counterscan.transfer import transfer_mask
+
+MASKS = (0.1, 0.2, 0.35, 0.5)  # thresholds of ``transfer_mask`` that edits are confined to, loose ones first
 
 
 def named(finding: str, sign: Sign) -> str:
@@ -93,7 +96,8 @@ def fit_strengths(
     Bodies differ in how far they are from a finding, and what else an edit changes grows with its length; but what just
     convinces the verifiers convinces others less often. Every body comes once: ``prompt.further`` strengths beyond the
     smallest at which the gate's "target" holds (one, none for what is called mild, three for severe), or as far on the
-    way there as every strength is accepted, or at the largest where it never holds.
+    way there as every strength is accepted, or at the largest where it never holds. Then it is confined to where it
+    changes most; see ``confined``.
 
     Args:
         editor, prompt: what is tried.
@@ -130,14 +134,51 @@ def fit_strengths(
         spare = torch.where(going, spare - 1, torch.where(judged.reached, prompt.further, -1))
         now = ~back & ((spare == 0) | (strength == ladder[-1]))
         if before is not None and bool(back.any()):
-            yield Fitted(left[back], before[0].take(back), before[1].take(back))
+            yield confined(Fitted(left[back], before[0].take(back), before[1].take(back)), prompt, gate, own)
         if bool(now.any()):
-            yield Fitted(left[now], edited.take(now), judged.take(now))
+            yield confined(Fitted(left[now], edited.take(now), judged.take(now)), prompt, gate, own)
         stay = ~(back | now)
         left, known, spare = left[stay], known[:, stay], spare[stay]
         before = edited.take(stay), judged.take(stay)
         if not len(left):
             return
+
+
+def confined(part: Fitted, prompt: Prompt, gate: Gate, own: Tensor | None = None) -> Fitted:
+    """Each edit within the one of ``MASKS``, or of none, with which the verifiers see the least else change.
+
+    What a generator changes for one finding, it changes a little everywhere, and that moves other findings. Edits that
+    the gate accepts come before those that only reach their target, those before others.
+
+    Args:
+        part: edits.
+        prompt: what was asked.
+        gate: what judges.
+        own: of all bodies; see ``Gate.judge``.
+    """
+    edited, known = part.edited, gate.opinions(part.edited.before)
+    best, images = part.judged, edited.after
+    for threshold in MASKS:
+        change = edited.after - edited.before
+        after = edited.before + transfer_mask(change, threshold=threshold) * change
+        judged = gate.judge(
+            edited.before,
+            after,
+            prompt.finding,
+            best.sign,
+            also=prompt.also,
+            own=None if own is None else own[part.rows],
+            known=known,
+        )
+        better = _cost(judged) < _cost(best)
+        images = torch.where(better.view(-1, 1, 1, 1).to(images.device), after, images)
+        best = best.with_rows(better, judged)
+    return replace(part, edited=replace(edited, after=images), judged=best)
+
+
+def _cost(judged: Judgement) -> Tensor:
+    """(N,) what is to be small; off-target changes are at most 1."""
+    return judged.off_target.float() - 2.0 * judged.accepted - 2.0 * judged.reached
 
 
 def share_accepted(parts: Iterable[Fitted]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 Sign = Literal[1, -1]
@@ -53,4 +54,13 @@ class Judgement:
         """Some of them, by number or by a bool for each."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         parts: dict[str, Any] = {name: value[rows] for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **parts)
+
+    def with_rows(self, rows: Tensor, other: Judgement) -> Judgement:
+        """With some rows (N,) bool as in another judgement of as many edits."""
+        parts: dict[str, Any] = {}
+        for name in (f.name for f in fields(self)):
+            own, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(own, Tensor):
+                parts[name] = torch.where(rows if own.ndim == 1 else rows[:, None], theirs, own)
         return replace(self, **parts)
