@@ -227,7 +227,7 @@ def test_bodies_move_until_it_is_seen_and_as_far_beyond_as_asked(
 
 
 def test_edits_are_confined_to_where_they_change_most(gate: Gate) -> None:
-    blocks = HEALTHY + torch.tensor([[0.4, 0.15, 0, 0], [0.4, 0, 0, 0], [0.16, 0.15, 0, 0]])  # P of effusion: .5, 0, .5
+    blocks = HEALTHY + torch.tensor([[0.4, 0.19, 0, 0], [0.4, 0, 0, 0], [0.16, 0.19, 0, 0]])  # P of effusion .4, 0, .4
     before, after = painted(HEALTHY.expand(3, 4)), painted(blocks)
     edited = Edited(before, after, Origin(torch.zeros(3, 2, 4)), None, None, EDEMA, 1.0, "by hand", 1)
     whole = gate.judge(before, after, "Edema")
