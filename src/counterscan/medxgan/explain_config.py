@@ -45,7 +45,7 @@ class ExplainConfig:
     fade: float | None = 0.4
     masks: tuple[float, ...] = (0.5, 0.35, 0.2, 0.1)
     boosts: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
-    sure: float = 0.1
+    sure: float = 0.05
     evidence: str = "lig"
     precision: Precision = "auto"
     smoothing: float = 1 / 64
