@@ -231,7 +231,7 @@ class StudyConfig:
 
 
 def quick(**changes: Any) -> StudyConfig:
-    """Do edits by text and grafts help? About an hour of CPU time at 64 px: one view, one share, five seeds."""
+    """Do edits by text and grafts help? 60 to 80 CPU minutes at 64 px: one view, one share, five seeds."""
     return replace(StudyConfig(), **changes)
 
 
