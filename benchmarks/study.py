@@ -6,7 +6,7 @@
     python benchmarks/study.py covid --data ../shared/data/covid_cxr --out runs/study-covid
 
 `phantom`: chest films with a long tail of findings, the rarest in 2 % of them; 2,000 to train on, 8,000 to test on. The
-profile quick takes 60 to 80 CPU minutes, half of that on two cores. `--perfect` adds the arm "given": edits as no
+profile quick takes about 80 CPU minutes, half of that on two cores. `--perfect` adds the arm "given": edits as no
 generator can make them, training bodies rendered anew with one finding more or less; what they gain is the most that
 edits of these bodies can. `lgg`: brain slices, few of them with a tumour, and neither generator nor text: do grafts
 help? `nih`: labels, and short reports made of its lists of findings; small, so that only large

@@ -22,7 +22,7 @@ import torch
 from counterscan.bench import study_content
 from counterscan.bench.quality import QualityConfig, audit_images
 from counterscan.bench.study_arms import Arm, arms_of, scores_path, train_arm
-from counterscan.bench.study_config import PLAIN, UNMADE, Content, StudyConfig, freeze
+from counterscan.bench.study_config import GRAFTED, PLAIN, UNMADE, Content, StudyConfig, freeze
 from counterscan.bench.study_content import FIRST, TEXTUAL, UNIONS
 from counterscan.bench.study_models import (
     Study,
@@ -49,7 +49,6 @@ from counterscan.training.config import plain
 
 Say = Callable[[str], None]
 _TIMES = "times.json"
-_GRAFTED: set[Content] = {"graft", "joint"}
 _MOVED: tuple[Content, ...] = ("random", "naive")
 
 
@@ -124,8 +123,8 @@ def run_study(
     arms = arms_of(config)
     runner = _Runner(study, workers, say)
     _check_text(study, arms)
-    if _gated(arms):
-        check_validation(store)
+    if any(_needs(arms)):
+        check_validation(study.part("val"))
     if any(arm.content == "given" for arm in arms):
         study_content.given_images(study)  # what does not fit shows before anything is spent
     if generator is not None:
@@ -145,14 +144,14 @@ def _stages(study: Study, arms: Sequence[Arm]) -> list[list[Job]]:
     """Jobs that may run side by side, in order."""
     config = study.config
     contents = [a.content for a in arms if a.content not in PLAIN]
-    generated, grafted = any(c not in UNMADE for c in contents), bool(_GRAFTED & set(contents))
+    generated, grafted = _needs(arms)
     numbers = range(config.generators)
     # An ensemble of views needs them all.
     views = config.views if any(c in TEXTUAL for c in contents) else ()
     runs = [(arm, number) for number in range(config.seeds) for arm in arms]
     plain_runs = [_run(study, arm, n) for arm, n in runs if arm.content in PLAIN]
     stages: list[list[Job]] = []
-    if _gated(arms):
+    if generated or grafted:
         stages.append([Job("verifiers", f"verifier {k}", fit_verifier, (k,)) for k in range(config.verifiers)])
         stages.append([Job("gate", "gate", load_gate, ())])
     models = [Job("generator", f"generator {n}", fit_generator, (n,)) for n in numbers if generated]
@@ -285,9 +284,10 @@ def _timed(study: Study, job: Job) -> tuple[str, float]:
         torch.set_num_threads(threads)
 
 
-def _gated(arms: Sequence[Arm]) -> bool:
-    """Whether anything is made that verifiers are to judge."""
-    return any(arm.content in _GRAFTED or arm.content not in UNMADE for arm in arms)
+def _needs(arms: Sequence[Arm]) -> tuple[bool, bool]:
+    """Whether a generator is needed, and whether lesions of other images are; verifiers judge what either makes."""
+    contents = {arm.content for arm in arms}
+    return not contents <= set(UNMADE), not contents.isdisjoint(GRAFTED)
 
 
 def _check_text(study: Study, arms: Sequence[Arm]) -> None:

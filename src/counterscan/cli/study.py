@@ -21,7 +21,7 @@ class StudyOptions:
     out: Path = field(kw_only=True)
     """Folder of the study; the same command goes on with an interrupted one."""
     profile: Literal["quick", "paper", "full"] = "quick"
-    """quick: do edits by text and grafts help, in 60 to 80 CPU minutes at 64 px? paper: the paper's arms, as long.
+    """quick: do edits by text and grafts help, in about 80 CPU minutes at 64 px? paper: the paper's arms, as long.
     full: every arm, text view and share, three generators, more of all."""
     size: int = 64
     """Side in pixels to which the images of a table are prepared."""

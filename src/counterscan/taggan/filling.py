@@ -186,7 +186,7 @@ class Filler:
         with reading(folder):
             settings = read_json(folder / SETTINGS)
             net = UNet(2, settings["base"])
-            net.load_state_dict(safetensors.torch.load((folder / WEIGHTS).read_bytes()))
+            net.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
             return cls(net, settings["size"], settings["steps"])
 
 

@@ -134,9 +134,11 @@ def fit_strengths(
         spare = torch.where(going, spare - 1, torch.where(judged.reached, prompt.further, -1))
         now = ~back & ((spare == 0) | (strength == ladder[-1]))
         if before is not None and bool(back.any()):
-            yield confined(Fitted(left[back], before[0].take(back), before[1].take(back)), prompt, gate, own)
+            yield confined(
+                Fitted(left[back], before[0].take(back), before[1].take(back)), prompt, gate, own, known[:, back]
+            )
         if bool(now.any()):
-            yield confined(Fitted(left[now], edited.take(now), judged.take(now)), prompt, gate, own)
+            yield confined(Fitted(left[now], edited.take(now), judged.take(now)), prompt, gate, own, known[:, now])
         stay = ~(back | now)
         left, known, spare = left[stay], known[:, stay], spare[stay]
         before = edited.take(stay), judged.take(stay)
@@ -144,7 +146,9 @@ def fit_strengths(
             return
 
 
-def confined(part: Fitted, prompt: Prompt, gate: Gate, own: Tensor | None = None) -> Fitted:
+def confined(
+    part: Fitted, prompt: Prompt, gate: Gate, own: Tensor | None = None, known: Tensor | None = None
+) -> Fitted:
     """Each edit within the one of ``MASKS``, or of none, with which the verifiers see the least else change.
 
     What a generator changes for one finding, it changes a little everywhere, and that moves other findings. Edits that
@@ -155,11 +159,12 @@ def confined(part: Fitted, prompt: Prompt, gate: Gate, own: Tensor | None = None
         prompt: what was asked.
         gate: what judges.
         own: of all bodies; see ``Gate.judge``.
+        known: of the part's; see ``Gate.judge``.
     """
-    edited, known = part.edited, gate.opinions(part.edited.before)
-    best, images = part.judged, edited.after
+    edited, best, images = part.edited, part.judged, part.edited.after
+    known = gate.opinions(edited.before) if known is None else known
+    change = edited.after - edited.before
     for threshold in MASKS:
-        change = edited.after - edited.before
         after = edited.before + transfer_mask(change, threshold=threshold) * change
         judged = gate.judge(
             edited.before,

@@ -138,8 +138,8 @@ class Gate:
                     field="verifiers",
                     remedy="Train one on this store: counterscan classify train",
                 )
-        check_validation(store)
         train, val = store.parts("train", "val")
+        check_validation(val)
         _, firsts = np.unique(val.patients, return_index=True)
         extract = InDomainFeatures(verifiers[0])
         rows = spaced(np.arange(len(train)), _FITTED)
@@ -306,13 +306,12 @@ class Gate:
         return [weights_digest(verifier)[:16] for verifier in self.verifiers]
 
 
-def check_validation(store: PreparedStore) -> None:
-    """Whether a gate can be calibrated on a store, for who has much to do before.
+def check_validation(val: PreparedStore) -> None:
+    """Whether a gate can be calibrated on validation images, for who has much to do before.
 
     Raises:
-        InputError: a split is missing, or fewer than 20 validation patients.
+        InputError: fewer than 20 patients.
     """
-    _, val = store.parts("train", "val")
     count = len(np.unique(val.patients))
     if count < FEWEST:
         raise InputError(f"{count} validation patients, but {FEWEST} are needed", field="store", remedy="Hold out more")
