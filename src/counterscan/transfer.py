@@ -6,10 +6,14 @@ also brings back what the change took away: the rim of a heart that has grown, t
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+SIDES = ("left", "right")
+
 _WINDOW = 5 / 64  # of the width
+_MIDDLE = 0.1  # of the width, over which one side goes over into the other
 
 
 def kept_texture(change: Tensor, replaced: float) -> Tensor:
@@ -47,3 +51,18 @@ def transfer_mask(difference: Tensor, *, threshold: float = 0.1, reach: float = 
     grown = F.max_pool2d(inside, kernel, stride=1, padding=radius)
     soft = F.avg_pool2d(grown, 3, stride=1, padding=1, count_include_pad=False)
     return soft
+
+
+def side_mask(side: str, width: int) -> Tensor:
+    """The patient's side as images are displayed, where the patient faces who looks: the left one on the right.
+
+    Args:
+        side: the patient's, of ``SIDES``.
+        width: of the image in pixels.
+
+    Returns:
+        (1, 1, 1, width) in [0, 1]: 1 on that side, falling to 0 across the middle.
+    """
+    across = (torch.arange(width) + 0.5) / width - 0.5  # -0.5 at the display's left
+    left = (0.5 + across / _MIDDLE).clamp(0, 1).view(1, 1, 1, width)
+    return left if side == "left" else 1 - left

@@ -119,6 +119,19 @@ def test_edit_with_a_classifier_gives_its_probabilities(study: Path, tmp_path: P
     assert "not calibrated" not in about["verdict"]
 
 
+def test_an_edited_film_keeps_its_own_texture_and_the_side_that_nobody_asked_about(study: Path, tmp_path: Path) -> None:
+    assert edit(study, tmp_path, "left consolidation", "--strength", "1", "--method", "label-swap") == 0
+    with np.load(next(tmp_path.glob("*_maps.npz"))) as maps:
+        before, after = maps["frames"]
+        again = maps["reconstruction"]
+    film = np.asarray(Image.open(study / "scan_0.png"), dtype=np.float32) / 127.5 - 1
+    np.testing.assert_allclose(before, film, atol=0.02)
+    assert np.abs(again - film).mean() > 0.05  # an untrained generator
+    half = film.shape[1] // 2 - 1
+    np.testing.assert_array_equal(after[:, :half], before[:, :half])  # the patient's right
+    assert np.abs(after - before)[:, half + 2 :].mean() > 1e-4
+
+
 def test_edit_inverts_with_the_classifier_that_the_encoder_was_trained_with(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,7 +53,7 @@ def test_by_hand_for_a_product() -> None:
     torch.testing.assert_close(found.flatten(), torch.tensor([1 / 3, 2 / 3]), atol=1e-4, rtol=0)
 
 
-def test_steps_are_halved_where_the_sum_misses_and_nowhere_else() -> None:
+def test_steps_are_cut_where_the_sum_misses_and_nowhere_else() -> None:
     def kinked(x: Tensor) -> Tensor:
         return (x.flatten(1) - 0.13).clamp_min(0).sum(dim=1)
 
@@ -66,6 +66,22 @@ def test_steps_are_halved_where_the_sum_misses_and_nowhere_else() -> None:
     assert (once.flatten(1).sum(dim=1) - rise)[0].abs() > 0.02 * rise[0]
     assert (found.flatten(1).sum(dim=1) - rise)[0].abs() < 0.01 * rise[0]
     assert torch.equal(found[1], once[1])
+
+
+def test_only_the_steps_that_are_wrong_are_asked_again() -> None:
+    asked: list[int] = []
+
+    def kinked(x: Tensor) -> Tensor:
+        if x.requires_grad:
+            asked.append(len(x))
+        return (x.flatten(1) - 0.36).clamp_min(0).sum(dim=1)
+
+    path = straight_path(torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4), 4)
+    found = path_integrated_gradients(path, kinked, tolerance=0.01)
+    assert asked == [4, 2, 6]  # four middles, then two and six more of the second step, where the kink is
+    ninths = straight_path(path[1], path[2], 9)
+    by_hand = path_integrated_gradients(ninths, kinked) + path_integrated_gradients(path[2:], kinked)
+    torch.testing.assert_close(found, by_hand)
 
 
 def test_a_path_that_stands_still_explains_nothing() -> None:

@@ -375,3 +375,15 @@ def test_what_the_generator_misses_fades_where_the_edit_changes_much() -> None:
     assert torch.equal(edited[..., 34:], real[..., 34:])  # untouched
     assert (edited[..., 34:] == 0.1).all()
     assert (edited[..., 33:34] - after[..., 33:34] < 0.1).all()  # fades in between
+
+
+def test_a_side_in_the_text_confines_the_edit_to_it(gan: StyleGAN) -> None:
+    def changed(side: str) -> torch.Tensor:
+        """(8,) by column; the generator shows its effusions in the right half, the patient's left."""
+        prompt = parse(f"{side} pleural effusion", BANK, ReportReader())
+        edited = LabelSwap(gan).edit(Origin.sample(gan, torch.zeros(3, 2)), prompt)
+        return (edited.after - edited.before).abs().amax(dim=(0, 1, 2))
+
+    assert (changed("bilateral")[4:] > 0.1).all()
+    torch.testing.assert_close(changed("left"), changed("bilateral"))
+    assert (changed("right") == 0).all()

@@ -74,6 +74,15 @@ def test_lesions_change_sides_where_sides_look_alike(grafting: Callable[..., Gra
     assert 15 < left.sum() < 45
 
 
+def test_a_lesion_gets_a_body_that_is_like_its_own_there(grafting: Callable[..., Grafting]) -> None:
+    makes = grafting()
+    makes.gate.judge = everything_passes  # type: ignore[method-assign]
+    found = makes.make("Edema", 1, 60, tries=8)
+    able = makes.images.images(np.flatnonzero(makes.labels[:, 0] == 0))
+    chosen, other = (blocks_of(x)[:, 0].abs().mean() for x in (makes.images.images(found.rows), able))
+    assert chosen < 0.3 * other  # under the lesions lies 0
+
+
 def everything_passes(
     before: Tensor, after: Tensor, finding: str, sign: Sign = 1, own: Tensor | None = None
 ) -> Judgement:
@@ -204,8 +213,9 @@ def test_controls_are_made_as_grafts_are_without_the_finding(grafting: Callable[
 
 
 def test_a_lesion_that_the_verifiers_miss_is_kept_and_mostly_missed_ones_are_not(
-    grafting: Callable[..., Grafting],
+    grafting: Callable[..., Grafting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("counterscan.tbsmgan.grafts._CANDIDATES", 1)  # bodies as they come, dark ones too
     whole = grafting().make("Edema", 1, 60, tries=8)
     assert (whole.seen < 0.5).any()
     bodies = grafting().images.images(whole.rows)

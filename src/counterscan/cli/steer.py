@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from counterscan.nets.cnn import Classifier
     from counterscan.tbsmgan import StyleGAN
     from counterscan.tbsmgan.bodies import Supply
-    from counterscan.tbsmgan.edits import Edited, Editor, Prompt
+    from counterscan.tbsmgan.edits import Edited, Editor, Origin, Prompt
     from counterscan.tbsmgan.gate import Gate
     from counterscan.tbsmgan.steering import Steering
     from counterscan.text.zeroshot import ZeroShot
@@ -49,7 +49,7 @@ class Edit:
     """Standard deviations towards the text, negative ones away; default: from minus to plus the method's usual one."""
     method: Method = "style"
     """How: "style" moves channels of the S space, "learned" a direction of W, "per-image" is optimised for each image,
-    "label-swap" hears the finding only, "random" is a placebo."""
+    "label-swap" hears finding and side only, "random" is a placebo."""
     store: Path | None = None
     """The store that both models were trained on: its validation images tell what the text-image model knows, if no
     record of that lies beside it."""
@@ -76,6 +76,7 @@ class Edit:
         from counterscan.data.load import load
         from counterscan.report.pseudonym import pseudonym, secret_key
         from counterscan.report.strips import write_explanation
+        from counterscan.tbsmgan.edits import Origin
 
         if self.steps < 0:
             raise InputError("must be 0 or more", field="--steps")
@@ -84,8 +85,9 @@ class Edit:
         prompt = steering.prompt(self.text, method=self.method, force=self.force)
         image, _, _ = load(self.image, steering.gan.recipe, steering.gan.size)
         w, verdict = _inverted(self, steering.gan, image[None])
+        body = Origin.of_images(steering.gan, image[None], w)
         classifier = load_classifier(self.classifier, self.device) if self.classifier is not None else None
-        edits = _edits(steering, w, prompt, self.strength, self.method)
+        edits = _edits(steering, body, prompt, self.strength, self.method)
         answer, names = counterpart(image, edits, steering, verdict, classifier)
         name = pseudonym(str(self.image.resolve()), secret_key())
         written = write_explanation(self.out, name, answer, findings=names)
@@ -119,8 +121,8 @@ class Synthesize:
     """Standard deviations; default: each body is moved until the classifiers see the finding."""
     method: Method | Literal["best"] = "best"
     """How: "style" moves channels of the S space, "learned" a direction of W; "best" compares these two for each
-    finding on some bodies. "per-image" is optimised for each image, "label-swap" hears the finding only, "random" is a
-    placebo."""
+    finding on some bodies. "per-image" is optimised for each image, "label-swap" hears finding and side only, "random"
+    is a placebo."""
     bodies: Literal["new", "real"] = "new"
     """What is edited: new samples of the generator; or the store's training images, each once, which keep their texture
     (needs an encoder, see `counterscan augment gan invert`). Edited images of patients are images of these patients."""
@@ -308,12 +310,14 @@ def _inverted(command: Edit, gan: StyleGAN, x: Tensor) -> tuple[Tensor, str]:
     return w, f"ok: inverted without an encoder, PSNR {reached:.1f} dB"
 
 
-def _edits(steering: Steering, w: Tensor, prompt: Prompt, strengths: tuple[float, ...], method: Method) -> list[Edited]:
+def _edits(
+    steering: Steering, body: Origin, prompt: Prompt, strengths: tuple[float, ...], method: Method
+) -> list[Edited]:
     """One per strength, from the lowest to the highest; strength 0 is among them."""
     if not strengths:
         usual = steering.editor(method).usual(prompt)
         strengths = (-usual, -usual / 2, usual / 2, usual)
-    return [steering.edit(w, prompt, strength, method=method) for strength in sorted({0.0, *strengths})]
+    return [steering.edit(body, prompt, strength, method=method) for strength in sorted({0.0, *strengths})]
 
 
 def counterpart(
@@ -355,21 +359,23 @@ def counterpart(
         outputs = torch.sigmoid(scale * cosines).cpu()[:, None]
         verdict += "; p is the text-image model's own opinion, not calibrated"
     strengths = torch.tensor([edited.strength for edited in edits])
-    again = frames[int(strengths.abs().argmin())]
+    unchanged = frames[int(strengths.abs().argmin())]
+    reconstruction = edits[0].latents.shown(steering.gan).image
+    assert reconstruction is not None
     furthest = frames[int(strengths.abs().argmax())]
     toward = float(strengths[int(strengths.abs().argmax())]) > 0
     column = names.index(prompt.finding)
     settings = {"method": edits[0].method, "touched": max(edited.touched for edited in edits)}
     answer = Counterpart(
         image=image,
-        evidence=(furthest - again).abs(),
+        evidence=(furthest - unchanged).abs(),
         query=Query(prompt.finding, "add" if toward else "remove", float(strengths.abs().max()), prompt.text),
         made_by=Provenance("TB-SMGAN", counterscan.__version__, steering.gan.checkpoint, settings),
         counterpart=furthest,
         score_before=float(outputs[int(strengths.abs().argmin()), column]),
         score_after=float(outputs[int(strengths.abs().argmax()), column]),
         path=CounterfactualPath(frames, strengths, outputs),
-        extras={"difference": again - furthest, "reconstruction": again},
+        extras={"difference": unchanged - furthest, "reconstruction": reconstruction[0].cpu()},
         verdict=verdict,
     )
     return answer, names

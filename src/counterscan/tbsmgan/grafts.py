@@ -10,13 +10,14 @@ shows as far as the other body lets it: in a lung, and hardly in front of a hear
 be taken out, so that the verifiers no longer see it. What has one has the finding, whether verifiers see it or not:
 those that they miss are the ones to learn from. They are asked whether the rest of the body stayed (``NEEDED`` of
 ``tbsmgan.gate``); where they do not see most grafts of a finding, its lesions do not fit other bodies, and none is
-made. Where the tagger takes a body's sides to look alike, half of the lesions change sides. Controls are made by the
-same means of images without the finding.
+made. Of a few bodies a lesion gets the one that is most like x_0 where it is to lie: hearts, diaphragms and skulls lie
+elsewhere in others. Where the tagger takes a body's sides to look alike, half of the lesions change sides. Controls are
+made by the same means of images without the finding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ _LEAST_ROOM = 0.1  # of grey that is left to a lesion; less would make noise opa
 LESION_PATIENT = "lesion_patient"  # column: an image of two patients is an image of both
 NEEDED = ("off-target", "identity", "new")  # that a graft must pass
 FEWEST = 5  # lesions of a finding that can be taken out, below which none is put in
+_CANDIDATES = 32  # bodies of which one is chosen for a lesion
 _BATCH = 64
 _STATE = "grafts.json"
 
@@ -75,6 +77,52 @@ class Grafts:
     def first(self, count: int) -> Grafts:
         """Some of them."""
         return Grafts(self.images[:count], self.rows[:count], self.lesions[:count], self.seen[:count])
+
+
+@dataclass(frozen=True)
+class _Lesions:
+    """Lesions and where they lay.
+
+    Attributes:
+        sources: (N,) of which training image.
+        opacities, healthy: (N, 1, S, S), alpha and x_0 of the module.
+        regions: (N, 1, S, S) bool, of the lesion and its rim.
+    """
+
+    sources: np.ndarray
+    opacities: Tensor
+    healthy: Tensor
+    regions: Tensor
+
+    @classmethod
+    def between(cls, sources: np.ndarray, images: Tensor, healthy: Tensor, regions: Tensor) -> _Lesions:
+        """What images have and their healthy counterparts have not."""
+        return cls(sources, opacity(images, healthy), healthy, regions)
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Lesions]) -> _Lesions:
+        return cls(
+            np.concatenate([part.sources for part in parts]),
+            *(torch.cat([getattr(part, name) for part in parts]) for name in ("opacities", "healthy", "regions")),
+        )
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def take(self, at: np.ndarray) -> _Lesions:
+        """Some of them, by number."""
+        rows = torch.from_numpy(at)
+        return _Lesions(self.sources[at], self.opacities[rows], self.healthy[rows], self.regions[rows])
+
+    def mirrored(self, these: Tensor) -> _Lesions:
+        """With some (N,) bool turned left to right."""
+        turned = these.view(-1, 1, 1, 1)
+        pictures = (self.opacities, self.healthy, self.regions)
+        return _Lesions(self.sources, *(torch.where(turned, x.flip(-1), x) for x in pictures))
+
+    def apart(self, images: Tensor) -> Tensor:
+        """(N,) mean |difference| of images (N, 1, S, S) and x_0 within the regions."""
+        return ((images - self.healthy).abs() * self.regions).sum((1, 2, 3)) / self.regions.sum((1, 2, 3)).clamp_min(1)
 
 
 class Grafting:
@@ -117,7 +165,7 @@ class Grafting:
         self.tagger, self.regions, self.filler = tagger, regions, filler
         self.images, self.labels, self.gate, self.seed, self.least = images, labels, gate, seed, least
         self.tally = Tally()
-        self._taken: dict[str, tuple[np.ndarray, Tensor, Grafts]] = {}
+        self._taken: dict[str, tuple[_Lesions, Grafts]] = {}
         # Of the first batch, judged and counted once: what passed, and the share in which the verifiers see it.
         self._begun: dict[str, tuple[Grafts, float]] = {}
 
@@ -138,7 +186,7 @@ class Grafting:
             InputError: an unknown finding, or one that no training image has.
         """
         if sign < 0:
-            return self._lesions(finding)[2].first(count)
+            return self._lesions(finding)[1].first(count)
         found: list[Grafts] = []
         if self.share(finding) < self.least:
             return self._joined(found)
@@ -163,61 +211,62 @@ class Grafting:
         dice, found = np.random.default_rng([self.seed, column, 1]), list[Grafts]()
         budget = 2 * count + _BATCH
         while len(own) and len(bodies) and sum(map(len, found)) < count and budget > 0:
-            sources, rows, at = (
-                dice.choice(bodies, _BATCH),
-                dice.choice(bodies, _BATCH),
-                dice.integers(len(own), size=_BATCH),
-            )
+            sources, at = dice.choice(bodies, _BATCH), dice.integers(len(own), size=_BATCH)
             x = self.images.images(sources)
             masks = own.masks[torch.from_numpy(at)] & self.images.valid(sources)
-            alpha = opacity(x, self.filler.fill(x, masks))
-            after, judged = self._put(alpha, dice.random(_BATCH), rows, finding)
+            lesions = _Lesions.between(sources, x, self.filler.fill(x, masks), masks)
+            after, judged, rows = self._put(lesions, bodies, dice, finding)
             found.append(self._passed(judged, after, rows, sources))
             budget -= _BATCH
         return self._joined(found).first(count)
 
-    def _put(self, alpha: Tensor, turned: np.ndarray, rows: np.ndarray, finding: str) -> tuple[Tensor, Judgement]:
-        """These lesions in these bodies, and what the gate says.
+    def _put(
+        self, lesions: _Lesions, bodies: np.ndarray, dice: np.random.Generator, finding: str
+    ) -> tuple[Tensor, Judgement, np.ndarray]:
+        """Each lesion in one of the bodies (rows), what the gate says, and the rows of the bodies.
 
-        Half of them are mirrored where sides look alike: what one has, the other could have.
+        Half of the lesions are mirrored where sides look alike: what one has, the other could have.
         """
+        turned = dice.random(len(lesions)) < 0.5
+        candidates = dice.choice(bodies, (_CANDIDATES, len(lesions)))
         if self.tagger.care.flips:
-            alpha = torch.where(torch.from_numpy(turned < 0.5).view(-1, 1, 1, 1), alpha.flip(-1), alpha)
+            lesions = lesions.mirrored(torch.from_numpy(turned))
+        apart = torch.stack([lesions.apart(self.images.images(rows)) for rows in candidates])
+        rows = candidates[apart.argmin(dim=0).numpy(), np.arange(len(lesions))]
         before = self.images.images(rows)
-        after = with_opacity(before, alpha)
-        return after, replace(self.gate.judge(before, after, finding, 1, own=torch.from_numpy(rows)), needed=NEEDED)
+        after = with_opacity(before, lesions.opacities)
+        judged = self.gate.judge(before, after, finding, 1, own=torch.from_numpy(rows))
+        return after, replace(judged, needed=NEEDED), rows
 
     def share(self, finding: str) -> float:
         """Share of the first ``_BATCH`` grafts in which every verifier sees the finding."""
         return self._begun[finding][1] if next(self._grafted(finding, _BATCH), None) is not None else 0.0
 
     def _grafted(self, finding: str, tries: int) -> Iterator[Grafts]:
-        sources, lesions, _ = self._lesions(finding)
-        column = self._column(finding)
-        bodies = np.flatnonzero(self.labels[:, column] == 0)
-        if len(sources) < FEWEST or not len(bodies):
+        lesions, _ = self._lesions(finding)
+        bodies = np.flatnonzero(self.labels[:, self._column(finding)] == 0)
+        if len(lesions) < FEWEST or not len(bodies):
             return
-        dice = np.random.default_rng([self.seed, column])
-        for start in range(0, tries, _BATCH):
-            count = min(_BATCH, tries - start) if start else _BATCH
-            at, rows, turned = dice.integers(len(sources), size=count), dice.choice(bodies, count), dice.random(count)
+        for batch, start in enumerate(range(0, tries, _BATCH)):
             if not start and finding in self._begun:
                 yield self._begun[finding][0]
                 continue
-            after, judged = self._put(lesions[at], turned, rows, finding)
+            dice = np.random.default_rng([self.seed, self._column(finding), 0, batch])
+            some = lesions.take(dice.integers(len(lesions), size=min(_BATCH, tries - start) if start else _BATCH))
+            after, judged, rows = self._put(some, bodies, dice, finding)
             self.tally.add(judged)
-            part = self._passed(judged, after, rows, sources[at])
+            part = self._passed(judged, after, rows, some.sources)
             if not start:
                 self._begun[finding] = part, float(judged.reached.double().mean())
             yield part
 
-    def _lesions(self, finding: str) -> tuple[np.ndarray, Tensor, Grafts]:
-        """Images whose lesion can be taken out, these lesions (N, 1, S, S), and the healed images that pass."""
+    def _lesions(self, finding: str) -> tuple[_Lesions, Grafts]:
+        """Lesions that can be taken out, and the healed images that pass."""
         if finding not in self._taken:
             own = self.regions.of(self._column(finding))
             if not len(own):
                 raise InputError("no training image has it", field=f"finding {finding!r}", remedy="Leave it out")
-            sources, lesions, healed = list[np.ndarray](), list[Tensor](), list[Grafts]()
+            lesions, healed = list[_Lesions](), list[Grafts]()
             for rows, masks in zip(
                 np.split(own.rows, range(_BATCH, len(own), _BATCH)), own.masks.split(_BATCH), strict=True
             ):
@@ -225,10 +274,9 @@ class Grafting:
                 after = self.filler.fill(x, masks)
                 judged = self.gate.judge(x, after, finding, -1, own=torch.from_numpy(rows))
                 self.tally.add(judged)
-                sources.append(rows[judged.reached.numpy()])
-                lesions.append(opacity(x, after)[judged.reached])
+                lesions.append(_Lesions.between(rows, x, after, masks).take(np.flatnonzero(judged.reached)))
                 healed.append(self._passed(judged, after, rows, rows))
-            self._taken[finding] = np.concatenate(sources), torch.cat(lesions), self._joined(healed)
+            self._taken[finding] = _Lesions.joined(lesions), self._joined(healed)
         return self._taken[finding]
 
     @staticmethod

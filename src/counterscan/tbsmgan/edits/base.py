@@ -15,7 +15,7 @@ from counterscan.errors import InputError
 from counterscan.tbsmgan.edits.prompt import Prompt, TextDirections, TextImage
 from counterscan.tbsmgan.generator import PSI, StyleGAN
 from counterscan.training.checkpoint import weights_digest
-from counterscan.transfer import kept_texture
+from counterscan.transfer import SIDES, kept_texture, side_mask
 
 _BATCH = 64
 _DRAWS = 4096
@@ -190,6 +190,8 @@ class Edited:
 class Editor(abc.ABC):
     """One way of steering. Positive strengths lead towards the prompt, negative ones away from it.
 
+    Where the text names one side, only that half of the image changes: the patient's left is at the display's right.
+
     Args:
         gan: the generator.
         texts: directions of prompts in a text-image model; None for methods that do without.
@@ -266,6 +268,8 @@ class Editor(abc.ABC):
                 after = images_of(self.gan, styles=styles)
             if latents.residual is not None:
                 before, after = restored(before, after, latents.residual)
+            if prompt.side in SIDES:
+                after = before + side_mask(prompt.side, after.shape[-1]).to(after) * (after - before)
             edited = Edited(before, after, latents, w, styles, prompt, strength, self.name, move.touched)
             return self._told(edited, self.texts) if told and self.texts is not None else edited
 

@@ -14,7 +14,7 @@ class LabelSwap(Editor):
     """z stays, the finding's bit of the condition is set, or cleared for negative strengths.
 
     Where z is not known, as for inverted images, w moves as the mean w of the conditions does. The usual strength is
-    the whole swap; others go a part of the way, or beyond. Text beyond the finding's name is not heard.
+    the whole swap; others go a part of the way, or beyond. Of the text only the finding and its side are heard.
     """
 
     name = "label swap"
