@@ -9,7 +9,8 @@ sides and severity from the attributes. Bodies are new samples without the findi
 split test, which neither generator nor encoder learned from, encoded in one pass. Written: ``steering.md``,
 ``steering.json``, one picture per finding and method, rows of strengths.
 
-Each strength is tried on all bodies; "fitted" moves every body until the gate's verifiers see the finding.
+Each strength is tried on all bodies; "fitted" moves every body until the gate's verifiers see the finding; "best" keeps
+for each body the method that they like best, as ``counterscan augment synthesize`` does.
 
 Success: share of edits that the judge calls positive, of bodies that it calls negative. Off-target: mean |change| of
 the other findings' probabilities; beside it that between the phantom's films and their twins, which a perfect edit has.
@@ -23,7 +24,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,13 @@ from counterscan.metrics.classification import roc_auc
 from counterscan.nets.cnn import Classifier, ClassifierConfig
 from counterscan.png import png
 from counterscan.tbsmgan import StyleGAN
-from counterscan.tbsmgan.acceptance import fit_strengths
+from counterscan.tbsmgan.acceptance import fit_best
 from counterscan.tbsmgan.bodies import Inverted, Sampled, Supply
 from counterscan.tbsmgan.edits import Edited, Editor, Origin, Prompt, RandomDirection
-from counterscan.tbsmgan.edits.base import joined
 from counterscan.tbsmgan.gate import Gate
 from counterscan.tbsmgan.inverter import Inverter
 from counterscan.tbsmgan.judgement import CRITERIA
-from counterscan.tbsmgan.steering import Method, Steering
+from counterscan.tbsmgan.steering import BEST, Method, Steering
 from counterscan.text.clip import load_clip
 from counterscan.training import image_grid
 
@@ -195,21 +195,40 @@ class SteeringBenchmark:
                 print(_line(self.rows[-1]), flush=True)
                 frames.append(edited.after[:8])
             if not name.startswith("random"):
-                fitted = self._fitted(editor, prompt, bodies, strengths)
-                self.rows.append({"finding": finding, "method": f"{name}, fitted", **self._figures(fitted, prompt)})
-                print(_line(self.rows[-1]), flush=True)
-                frames.append(fitted.after[:8])
-            picture = image_grid(torch.stack([edited.before[:8], *frames]))
-            with atomic_write(self.out / "pictures" / f"{finding} {name}.png".replace(" ", "_")) as handle:
-                handle.write(png(picture, {"Synthetic": "true"}))
+                frames.append(self._fitted_row(finding, name, [editor], prompt, bodies))
+            self._picture(f"{finding} {name}", [edited.before[:8], *frames])
+        bodies = self._bodies(finding, self.count)
+        fitted = self._fitted_row(finding, "best", self._editors("best"), prompt, bodies)
+        self._picture(f"{finding} best", [self._shown(bodies)[:8], fitted])
 
-    def _fitted(self, editor: Editor, prompt: Prompt, bodies: Origin, strengths: Sequence[float]) -> Edited:
+    def _fitted_row(self, finding: str, name: str, editors: Sequence[Editor], prompt: Prompt, bodies: Origin) -> Tensor:
+        """Judge fitted edits; the first of them (8, 1, S, S)."""
+        fitted = self._fitted(editors, prompt, bodies)
+        self.rows.append({"finding": finding, "method": f"{name}, fitted", **self._figures(fitted, prompt)})
+        print(_line(self.rows[-1]), flush=True)
+        return fitted.after[:8]
+
+    def _picture(self, name: str, rows: Sequence[Tensor]) -> None:
+        with atomic_write(self.out / "pictures" / f"{name}.png".replace(" ", "_")) as handle:
+            handle.write(png(image_grid(torch.stack(list(rows))), {"Synthetic": "true"}))
+
+    def _editors(self, method: str) -> list[Editor]:
+        return [self._steering.editor(one) for one in (BEST if method == "best" else (method,))]  # type: ignore[arg-type]
+
+    def _shown(self, bodies: Origin) -> Tensor:
+        """(N, 1, S, S), what is edited."""
+        image = bodies.shown(self._gan).image
+        assert image is not None
+        return image if bodies.residual is None else (image + bodies.residual).clamp(-1, 1)
+
+    def _fitted(self, editors: Sequence[Editor], prompt: Prompt, bodies: Origin) -> Edited:
         """Every body moved until the gate's verifiers see the finding; the judge is not asked."""
-        parts = list(fit_strengths(editor, prompt, self._gate, bodies, strengths))
-        order = torch.cat([part.rows for part in parts]).argsort()
-        whole = joined([part.edited for part in parts], bodies)
+        parts, before = fit_best(editors, prompt, self._gate, bodies), self._shown(bodies)
+        after = torch.empty_like(before)
+        for part in parts:
+            after[part.rows] = part.edited.after
         mean = float(np.average([p.edited.strength for p in parts], weights=[len(p.rows) for p in parts]))
-        return replace(whole.take(order), latents=bodies, strength=mean)
+        return Edited(before, after, bodies, None, None, prompt, mean, "fitted", 0)
 
     def _figures(self, edited: Edited, prompt: Prompt) -> dict[str, Any]:
         before, after = self._judged(edited.before), self._judged(edited.after)
@@ -233,13 +252,11 @@ class SteeringBenchmark:
     def _sides(self, finding: str) -> list[dict[str, Any]]:
         """Left and right, in words: on which side does the judge see the finding?"""
         rows = []
-        for method in ("style", "learned"):
-            editor = self._steering.editor(method)
+        for method in ("style", "learned", "label-swap", "best"):
             for side, other in (("left", "right"), ("right", "left")):
                 prompt = self._steering.prompt(f"{side} {finding.lower()}", force=True)
                 bodies = self._bodies(finding, self.count)
-                fitted = self._fitted(editor, prompt, bodies, self.strengths)
-                after = self._judged(fitted.after)
+                after = self._judged(self._fitted(self._editors(method), prompt, bodies).after)
                 own, mirrored, there = (
                     after[:, self._judge.findings.index(name)]
                     for name in (f"{finding} {side}", f"{finding} {other}", finding)
@@ -264,14 +281,17 @@ class SteeringBenchmark:
             editor, plain = self._steering.editor(method), self._steering.prompt(finding, force=True)
             seen = torch.stack([self._judged(editor.edit(bodies, plain, s).after)[:, at] for s in (0.5, 1, 2, 3, 4)])
             row[f"{method}: p rises with strength"] = float((seen[1:] >= seen[:-1] - 1e-3).double().mean())
-            severe = self._judge.findings.index(f"{finding} severe")
-            told = {}
-            for word in ("mild", "moderate", "severe"):
-                prompt = self._steering.prompt(f"{word} {finding.lower()}", force=True)
-                fitted = self._fitted(editor, prompt, bodies, self.strengths)
-                told[word] = float(self._judged(fitted.after)[:, severe].mean())
-            row[f"{method}: P(severe), {' / '.join(told)} asked"] = " / ".join(f"{p:.2f}" for p in told.values())
-        return row
+            row |= self._words(finding, method, bodies)
+        return row | self._words(finding, "best", bodies)
+
+    def _words(self, finding: str, method: str, bodies: Origin) -> dict[str, str]:
+        """The judge's P(severe) where the text says how much."""
+        severe, told = self._judge.findings.index(f"{finding} severe"), dict[str, str]()
+        for word in ("mild", "moderate", "severe"):
+            prompt = self._steering.prompt(f"{word} {finding.lower()}", force=True)
+            fitted = self._fitted(self._editors(method), prompt, bodies)
+            told[word] = f"{float(self._judged(fitted.after)[:, severe].mean()):.2f}"
+        return {f"{method}: P(severe), {' / '.join(told)} asked": " / ".join(told.values())}
 
     def _speed(self) -> dict[str, float]:
         """Seconds of a new prompt on a cached generator, and of 1,000 edited images, judged or not."""

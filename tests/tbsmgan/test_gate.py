@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from counterscan.errors import InputError
-from counterscan.tbsmgan.acceptance import Fitted, Tally, confined, fit_strengths, share_accepted
-from counterscan.tbsmgan.edits import Edited, LabelSwap, Origin, StyleConfig, StyleDirections, measure
+from counterscan.tbsmgan.acceptance import Fitted, Tally, confined, fit_best, fit_strengths, share_accepted
+from counterscan.tbsmgan.edits import Edited, LabelSwap, Move, Origin, Prompt, StyleConfig, StyleDirections, measure
 from counterscan.tbsmgan.gate import Gate, GateConfig, Limits
 from counterscan.tbsmgan.judgement import CRITERIA, Judgement
 from tests.tbsmgan.linear import BANK, BlockVerifier, LinearText, linear_gan, painted, store, texts
@@ -243,6 +243,40 @@ def test_edits_are_confined_to_where_they_change_most(gate: Gate) -> None:
     strong[:, :4, :4] = True
     assert torch.equal(part.edited.after[0][strong], after[0][strong])
     assert torch.equal(part.edited.after[0][:, :, 6:], before[0][:, :, 6:])
+
+
+def test_each_body_goes_by_the_editor_that_suits_it(gate: Gate) -> None:
+    gan, asked = linear_gan(), list[int]()
+
+    class Half(LabelSwap):
+        """Moves only the bodies whose z begins below 0."""
+
+        name = "half"
+
+        def move(self, latents: Origin, prompt: Prompt, strength: float | None = None) -> Move:
+            asked.append(len(latents))
+            move = super().move(latents, prompt, strength)
+            assert move.w is not None
+            if latents.z is None or len(latents) == 1:
+                return move
+            return replace(move, w=move.w * (latents.z[:, :1, None] < 0))
+
+    origin = Origin.sample(gan, torch.zeros(40, 2), psi=0.3)
+    assert origin.z is not None
+    half, whole = Half(gan), LabelSwap(gan)
+    parts = fit_best([half, whole], EDEMA, gate, origin)
+    assert sorted(row for part in parts for row in part.rows.tolist()) == list(range(40))  # each body once
+    for part in parts:
+        able = origin.z[part.rows, 0] < 0
+        assert bool(able.all()) if part.edited.method == "half" else not bool((able & part.judged.accepted).all())
+    assert {part.edited.method for part in parts} == {"half", "label swap"}
+    both, one = share_accepted(parts), share_accepted(fit_best([half], EDEMA, gate, origin))
+    assert both > one > 0
+    asked.clear()
+    fit_best([whole, half], EDEMA, gate, origin)
+    assert max(asked, default=0) < 40  # those that the first did well are not asked about again
+    with pytest.raises(InputError, match="none is given"):
+        fit_best([], EDEMA, gate, origin)
 
 
 def pair_of(editor: StyleDirections, origin: Origin, strength: float) -> tuple[Tensor, Tensor]:

@@ -35,10 +35,13 @@ def test_every_method_answers_through_one_interface(method: str) -> None:
 
 
 def test_a_side_can_be_asked_for() -> None:
-    editors = steering()
-    sides = [editors.edit(w(), f"{side} pleural effusion", method="learned").after for side in ("left", "right")]
-    apart = blocks_of(sides[0] - sides[1])
-    assert bool((apart[:, 2] > 0.1).all())
+    editors, bodies = steering(), w()
+    for side, untouched in (("left", slice(None, 3)), ("right", slice(5, None))):
+        edited = editors.edit(bodies, f"{side} pleural effusion", method="learned")
+        change = (edited.after - edited.before).abs()
+        assert (change[..., untouched] == 0).all()
+    whole = editors.edit(bodies, "pleural effusion", method="learned")
+    assert bool((blocks_of(whole.after - whole.before)[:, 1] > 0.1).all())
 
 
 def test_what_the_generator_has_not_learnt_is_refused_unless_forced() -> None:

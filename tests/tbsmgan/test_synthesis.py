@@ -14,11 +14,11 @@ from counterscan.errors import InputError
 from counterscan.files import read_json
 from counterscan.tbsmgan.acceptance import MASKS
 from counterscan.tbsmgan.bodies import Inverted, Sampled
-from counterscan.tbsmgan.edits import LabelSwap, Move, Origin, PerFinding, Prompt, parse
+from counterscan.tbsmgan.edits import LabelSwap, Move, Origin, Prompt, parse
 from counterscan.tbsmgan.edits.prompt import ReportReader
 from counterscan.tbsmgan.gate import Gate
 from counterscan.tbsmgan.generator import StyleGAN
-from counterscan.tbsmgan.synthesis import SynthesisConfig, SynthesisReport, choose_editors, synthesize
+from counterscan.tbsmgan.synthesis import SynthesisConfig, SynthesisReport, passing, synthesize
 from tests.tbsmgan.linear import BANK, FINDINGS, BlockVerifier, LinearText, blocks_of, encoded, linear_gan, store
 
 PROMPTS = {name: parse(name, BANK, ReportReader(), LinearText()) for name in FINDINGS}
@@ -36,7 +36,7 @@ def made(
     folder: Path, gate: Gate, wanted: dict[str, int], config: SynthesisConfig = CONFIG, **more: object
 ) -> SynthesisReport:
     gan = linear_gan()
-    return synthesize(gan, LabelSwap(gan), gate, PROMPTS, wanted, folder, config, **more)  # type: ignore[arg-type]
+    return synthesize(gan, [LabelSwap(gan)], gate, PROMPTS, wanted, folder, config, **more)  # type: ignore[arg-type]
 
 
 def test_studies_are_written_until_enough_passed(gate: Gate, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_edited_real_images_stay_their_patients(gate: Gate, tmp_path: Path) -> N
     supply = Inverted(gan, encoded, train, torch.from_numpy(train.labels))
     config = replace(CONFIG, tries=100.0)
     limited = Gate(gate.verifiers, replace(gate.limits, copy=0.02), gate.reference)
-    report = synthesize(gan, LabelSwap(gan), limited, PROMPTS, {"Edema": 500}, tmp_path, config, supply=supply)
+    report = synthesize(gan, [LabelSwap(gan)], limited, PROMPTS, {"Edema": 500}, tmp_path, config, supply=supply)
     lacking = int((train.labels[:, 0] == 0).sum())
     assert report.short["Edema"] == f"all {lacking} images that could be edited were tried"
     table = StudyTable.read(report.table, labelled=False)
@@ -163,7 +163,7 @@ def test_a_budget_that_cuts_a_batch_edits_no_image_twice(gate: Gate, tmp_path: P
 
     strict = Watched(gate.verifiers, replace(gate.limits, copy=10.0), gate.reference)  # nothing passes
     config = replace(CONFIG, tries=2.5)  # of 10 wanted: 16 and then 9
-    report = synthesize(gan, LabelSwap(gan), strict, PROMPTS, {"Edema": 10}, tmp_path, config, supply=supply)
+    report = synthesize(gan, [LabelSwap(gan)], strict, PROMPTS, {"Edema": 10}, tmp_path, config, supply=supply)
     assert "the budget of 25 tries is spent" in report.short["Edema"]
     times = Counter(asked)  # once whole, once with each mask
     assert len(times) == 25
@@ -194,29 +194,24 @@ def test_an_editor_that_breaks_the_image_gets_nothing_through(gate: Gate, tmp_pa
             return Move(w=10 * torch.ones_like(latents.w))
 
     gan: StyleGAN = linear_gan()
-    report = synthesize(gan, Vandal(gan), gate, PROMPTS, {"Edema": 4}, tmp_path, CONFIG)
+    report = synthesize(gan, [Vandal(gan)], gate, PROMPTS, {"Edema": 4}, tmp_path, CONFIG)
     assert report.accepted == {"Edema": 0}
     row = report.tally.table()[0]
     assert row["target"] > 0.9
     assert row["identity"] == 0.0
 
 
-def test_each_finding_gets_the_method_that_passes_most_often(gate: Gate, tmp_path: Path) -> None:
+def test_what_one_method_cannot_do_another_does(gate: Gate, tmp_path: Path) -> None:
     gan = linear_gan()
-    supply, swap = Sampled(gan, 0.5, 0), LabelSwap(gan)
-    idle = OnlyEdema(gan)
-    chosen, shares = choose_editors([idle, swap], gate, PROMPTS, supply)
-    assert chosen.of(PROMPTS["Edema"]) is idle  # good enough: the second one was not tried
-    assert set(shares["Edema"]) == {"only edema"}
-    assert chosen.of(PROMPTS["Pleural Effusion"]) is swap
-    assert shares["Pleural Effusion"]["only edema"] == 0 < shares["Pleural Effusion"]["label swap"]
-    report = synthesize(gan, chosen, gate, PROMPTS, {"Edema": 2, "Pleural Effusion": 2}, tmp_path, CONFIG)
-    methods = StudyTable.read(report.table).frame.groupby("edited")["method"].unique().str.join("")
-    assert methods.to_dict() == {"Edema": "only edema", "Pleural Effusion": "label swap"}
-    with pytest.raises(InputError, match="no editor for it"):
-        PerFinding({"Edema": swap}).edit(supply("Edema", 1, 0, 1).origin, PROMPTS["Pleural Effusion"])
+    methods, supply = [OnlyEdema(gan), LabelSwap(gan)], Sampled(gan, 0.5, 0)
+    alone, both = (passing(editors, gate, PROMPTS, supply) for editors in (methods[:1], methods))
+    assert alone["Pleural Effusion"] == 0 < both["Pleural Effusion"]
+    assert both["Edema"] >= alone["Edema"] > 0
+    report = synthesize(gan, methods, gate, PROMPTS, {"Edema": 2, "Pleural Effusion": 2}, tmp_path, CONFIG)
+    assert report.methods == {"Edema": "only edema", "Pleural Effusion": "label swap"}
+    assert set(report.strengths) == {"Edema", "Pleural Effusion"}
     with pytest.raises(InputError, match="none is given"):
-        PerFinding({})
+        synthesize(gan, [], gate, PROMPTS, {"Edema": 2}, tmp_path / "none", CONFIG)
 
 
 class OnlyEdema(LabelSwap):
@@ -242,7 +237,7 @@ def test_methods_are_compared_knowing_which_images_the_bodies_are(gate: Gate) ->
             return super().judge(*given, own=own, **more)  # type: ignore[arg-type]
 
     watched = Watched(gate.verifiers, gate.limits, gate.reference)
-    choose_editors([LabelSwap(gan)], watched, {"Edema": PROMPTS["Edema"]}, supply)
+    passing([LabelSwap(gan)], watched, {"Edema": PROMPTS["Edema"]}, supply)
     bodies = supply("Edema", 1, 0, 48)
     assert bodies is not None
     assert set(asked) == set(bodies.rows.tolist())  # type: ignore[union-attr]

@@ -120,7 +120,7 @@ class StudyConfig:
         preset, gan_steps, gan_batch: of the generator; steps 0 takes the preset's own.
         clip_steps, clip_batch: of each text-image model.
         verifiers, verifier_steps: classifiers that judge edits and watch the generator.
-        method: how text moves a latent: "style", "learned", or for each finding the better of both, by the gate.
+        method: how text moves a latent: "style", "learned", or for each body the better of both, by the gate.
         bodies: what is edited: "real", training images, which keep all of their texture but for the edit; or "new",
             samples of the generator.
         encoder_steps: of each generator's encoder, which finds latents of real images.

@@ -52,7 +52,7 @@ from counterscan.tbsmgan.generator import StyleGAN
 from counterscan.tbsmgan.grafts import LESION_PATIENT, Grafting
 from counterscan.tbsmgan.judgement import CRITERIA, Sign
 from counterscan.tbsmgan.steering import Method, Steering
-from counterscan.tbsmgan.synthesis import MOST, SOFT_PREFIX, SynthesisConfig, choose_editors, synthesize
+from counterscan.tbsmgan.synthesis import MOST, SOFT_PREFIX, SynthesisConfig, passing, synthesize
 from counterscan.text.prompts import PromptBank
 
 TEXTUAL: tuple[Content, ...] = ("text+", "text-", "both", "ensemble", "joint", "random", "naive")  # one for each view
@@ -174,28 +174,26 @@ def _gated(study: Study, content: Content, view: str, number: int) -> Made:
         return _nothing(study, {"refused": refused})
     methods: list[Editor] = [LabelSwap(gan)]
     if steering is not None:
-        names: list[Method] = ["style", "learned"] if study.config.method == "best" else [study.config.method]
+        names: list[Method] = ["learned", "style"] if study.config.method == "best" else [study.config.method]
         methods = [steering.editor(name) for name in names]
     supply = load_bodies(study, gan, number, _seed(study, number))
     settings = SynthesisConfig(sign, None, study.config.tries, _BATCH, study.config.psi, _seed(study, number))
-    editor, compared = choose_editors(methods, gate, prompts, supply, settings)
+    shares = passing(methods, gate, prompts, supply, settings)
     least = 0.0 if view in CONTROLS else study.config.least
-    for name, passing in compared.items():
-        if max(passing.values()) < least:
-            refused[name] = f"{max(passing.values()):.0%} of the edits pass the gate"
+    refused |= {name: f"{share:.0%} of the edits pass the gate" for name, share in shares.items() if share < least}
     asked = {name: count for name, count in _wanted(study).items() if name in prompts and name not in refused}
     if not asked:
-        return _nothing(study, {"refused": refused, "compared": compared})
+        return _nothing(study, {"refused": refused, "passing": shares})
     folder = folder_of(study, content, view, number) / "synthesis"
-    report = synthesize(gan, editor, gate, prompts, asked, folder, settings, supply=supply)
+    report = synthesize(gan, methods, gate, prompts, asked, folder, settings, supply=supply)
     about = {
         "refused": refused,
         "short": report.short,
         "strengths": report.strengths,
         "rates": report.tally.table(),
         "wanted": asked,
-        "compared": compared,
-        "methods": {name: editor.of(prompts[name]).name for name in asked},
+        "passing": shares,
+        "methods": report.methods,
     }
     frame = pd.read_csv(report.table, keep_default_na=False)
     if not len(frame):

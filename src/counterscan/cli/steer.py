@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from counterscan.nets.cnn import Classifier
     from counterscan.tbsmgan import StyleGAN
     from counterscan.tbsmgan.bodies import Supply
-    from counterscan.tbsmgan.edits import Edited, Editor, Origin, Prompt
+    from counterscan.tbsmgan.edits import Edited, Origin, Prompt
     from counterscan.tbsmgan.gate import Gate
     from counterscan.tbsmgan.steering import Steering
     from counterscan.text.zeroshot import ZeroShot
@@ -120,9 +120,9 @@ class Synthesize:
     strength: float | None = None
     """Standard deviations; default: each body is moved until the classifiers see the finding."""
     method: Method | Literal["best"] = "best"
-    """How: "style" moves channels of the S space, "learned" a direction of W; "best" compares these two for each
-    finding on some bodies. "per-image" is optimised for each image, "label-swap" hears finding and side only, "random"
-    is a placebo."""
+    """How: "style" moves channels of the S space, "learned" a direction of W, "label-swap" hears finding and side only;
+    "best" asks all three and keeps for each body what the classifiers like best. "per-image" is optimised for each
+    image, "random" is a placebo."""
     bodies: Literal["new", "real"] = "new"
     """What is edited: new samples of the generator; or the store's training images, each once, which keep their texture
     (needs an encoder, see `counterscan augment gan invert`). Edited images of patients are images of these patients."""
@@ -149,16 +149,17 @@ class Synthesize:
         from rich.progress import Progress
 
         from counterscan.cli.tables import say
-        from counterscan.tbsmgan.synthesis import MOSTLY, SynthesisConfig, choose_editors, synthesize
+        from counterscan.tbsmgan.steering import BEST
+        from counterscan.tbsmgan.synthesis import MOSTLY, SynthesisConfig, passing, synthesize
 
         torch.set_num_threads(self.threads)
         config = SynthesisConfig(-1 if self.remove else 1, self.strength, self.tries, psi=self.psi, seed=self.seed)
         steering = _steering(self)
-        method: Method = "style" if self.method == "best" else self.method
+        methods: tuple[Method, ...] = BEST if self.method == "best" else (self.method,)
         prompts: dict[str, Prompt] = {}
         wanted: dict[str, int] = {}
         for text, count in map(asked, self.findings):
-            prompt = steering.prompt(text, method=method, force=self.force)
+            prompt = steering.prompt(text, method=methods[-1], force=self.force)
             if prompt.finding in prompts:
                 raise InputError(
                     f"{prompt.finding} is asked for twice",
@@ -167,20 +168,16 @@ class Synthesize:
                 )
             prompts[prompt.finding], wanted[prompt.finding] = prompt, count
         gate = gate_of(self.store, self.classifier, self.out / "gate", self.device)
-        editor: Editor = steering.editor(method)
+        editors = [steering.editor(method) for method in methods]
         supply = _supply(self, steering.gan)
-        if self.method == "best":
-            both = [editor, steering.editor("learned")]
-            editor, compared = choose_editors(both, gate, prompts, supply, config)
-            for name, shares in compared.items():
-                few = "; most fail, and the classifiers' errors choose some" if max(shares.values()) < MOSTLY else ""
-                told = ", ".join(f"{share:.0%} of edits pass by {tried}" for tried, share in shares.items())
-                say(f"{name}: {told}{few}")
+        for name, share in passing(editors, gate, prompts, supply, config).items():
+            if share < MOSTLY:
+                say(f"{name}: {share:.0%} of edits pass; most fail, and the classifiers' errors choose some")
         with Progress(transient=True, console=Console(stderr=True)) as bar:
             tasks = {name: bar.add_task(name, total=count) for name, count in wanted.items()}
             report = synthesize(
                 steering.gan,
-                editor,
+                editors,
                 gate,
                 prompts,
                 wanted,

@@ -16,6 +16,7 @@ from counterscan.tbsmgan.gate import Gate
 from counterscan.tbsmgan.judgement import CRITERIA, Judgement, Sign
 from counterscan.transfer import transfer_mask
 
+_LITTLE = 0.05  # change of other findings' probabilities up to which no other editor is asked
 MASKS = (0.1, 0.2, 0.35, 0.5)  # thresholds of ``transfer_mask`` that edits are confined to, loose ones first
 
 
@@ -186,7 +187,54 @@ def _cost(judged: Judgement) -> Tensor:
     return judged.off_target.float() - 2.0 * judged.accepted - 2.0 * judged.reached
 
 
+def fit_best(
+    editors: Sequence[Editor],
+    prompt: Prompt,
+    gate: Gate,
+    origin: Origin,
+    strengths: Sequence[float] | None = None,
+    sign: Sign = 1,
+    *,
+    own: Tensor | None = None,
+) -> list[Fitted]:
+    """Each body by the editor that suits it: what one method entangles in a body, another may not.
+
+    Editors are asked in turn about the bodies for which none before was accepted with little else changed; of all
+    answers each body keeps the one that costs least, as in ``confined``.
+
+    Args:
+        editors: of one generator, the likeliest first.
+        prompt, gate, origin, strengths, sign, own: see ``fit_strengths``.
+
+    Returns:
+        Every body once.
+
+    Raises:
+        InputError: no editor; see ``fit_strengths``.
+    """
+    if not editors:
+        raise InputError("none is given", field="editors")
+    origin = origin.shown(editors[0].gan)
+    left, costs, parts = torch.arange(len(origin)), torch.full((len(origin),), float("inf")), list[Fitted]()
+    chosen = torch.full((len(origin),), -1)  # which part
+    enough = torch.zeros(len(origin), dtype=torch.bool)
+    for editor in editors:
+        some = None if own is None else own[left]
+        for part in fit_strengths(editor, prompt, gate, origin.take(left), strengths, sign, own=some):
+            rows = left[part.rows]
+            better = _cost(part.judged) < costs[rows]
+            costs[rows] = torch.where(better, _cost(part.judged), costs[rows])
+            chosen[rows] = torch.where(better, len(parts), chosen[rows])
+            enough[rows] |= part.judged.accepted & (part.judged.off_target <= _LITTLE)
+            parts.append(replace(part, rows=rows))
+        left = torch.nonzero(~enough)[:, 0]
+        if not len(left):
+            break
+    kept = [(part, chosen[part.rows] == number) for number, part in enumerate(parts)]
+    return [Fitted(p.rows[mine], p.edited.take(mine), p.judged.take(mine)) for p, mine in kept if bool(mine.any())]
+
+
 def share_accepted(parts: Iterable[Fitted]) -> float:
-    """Share of the bodies of ``fit_strengths`` whose edits pass the gate."""
+    """Share of the bodies of ``fit_best`` whose edits pass the gate."""
     verdicts = torch.cat([part.judged.accepted for part in parts])
     return float(verdicts.double().mean())

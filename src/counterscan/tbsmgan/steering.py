@@ -29,6 +29,7 @@ from counterscan.text.zeroshot import Form, ZeroShot
 
 Method = Literal["style", "learned", "per-image", "label-swap", "random"]
 METHODS: tuple[Method, ...] = get_args(Method)
+BEST: tuple[Method, ...] = ("label-swap", "learned", "style")  # asked in turn for each body; see ``acceptance.fit_best``
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,12 @@ class SteeringConfig:
     Attributes:
         style, learned, per_image: of the methods that have settings.
         least_auc: zero-shot AUC on validation images below which a finding is not steered by text.
-        contrast: weight of a side's own direction beside the finding's.
     """
 
     style: StyleConfig = field(default_factory=StyleConfig)
     learned: LearnedConfig = field(default_factory=LearnedConfig)
     per_image: PerImageConfig = field(default_factory=PerImageConfig)
     least_auc: float = 0.75
-    contrast: float = 1.0
 
 
 class Steering:
@@ -81,7 +80,7 @@ class Steering:
         self.learned = dict(gan.learned if learned is None else learned)
         self._read, self._progress = read or ReportReader(), progress
         self._cache = Path(cache) if cache is not None else None
-        self.texts = TextDirections(model, self.bank, gan.findings, _form(zero_shot), self.config.contrast)
+        self.texts = TextDirections(model, self.bank, gan.findings, _form(zero_shot))
         self._editors: dict[Method, Editor] = {}
 
     def prompt(self, text: str, *, method: Method = "style", force: bool = False) -> Prompt:

@@ -23,10 +23,9 @@ from counterscan.data.table import StudyTable
 from counterscan.errors import InputError
 from counterscan.files import atomic_write, read_json, write_json
 from counterscan.png import png
-from counterscan.tbsmgan.acceptance import Tally, fit_strengths, named, share_accepted
+from counterscan.tbsmgan.acceptance import Tally, fit_best, named, share_accepted
 from counterscan.tbsmgan.bodies import Bodies, Sampled, Supply
 from counterscan.tbsmgan.edits.base import Edited, Editor
-from counterscan.tbsmgan.edits.per_finding import PerFinding
 from counterscan.tbsmgan.edits.prompt import Prompt
 from counterscan.tbsmgan.export import facts_of, quantised
 from counterscan.tbsmgan.gate import Gate
@@ -35,8 +34,8 @@ from counterscan.tbsmgan.judgement import Judgement, Sign
 
 SOFT_PREFIX = "soft:"
 LEAST, MOST = 0.05, 0.95  # of soft labels
-_TRIED_ON = 48  # bodies that methods are compared on
-MOSTLY = 0.5  # share of edits that pass from which no other method is tried; below, verifiers' errors choose many
+_TRIED_ON = 48  # bodies that tell whether a finding's edits pass
+MOSTLY = 0.5  # share of edits that pass, below which the verifiers' errors choose many of those that do
 _STATE, _TABLE = "synthesis.json", "table.csv"
 
 Progress = Callable[[str, int, int], None]  # finding, accepted, wanted
@@ -92,7 +91,8 @@ class SynthesisReport:
         accepted: finding -> images with it that were written.
         wanted: finding -> how many were wanted.
         tally: tries, accepted ones and criteria; see ``Tally``.
-        strengths: finding -> signed strength of its images, the median.
+        methods: finding -> the method that most of its images were made by.
+        strengths: finding -> signed strength of these, the median.
         short: finding -> why there are fewer than wanted; empty when all came true.
     """
 
@@ -100,13 +100,14 @@ class SynthesisReport:
     accepted: dict[str, int]
     wanted: dict[str, int]
     tally: Tally
+    methods: dict[str, str]
     strengths: dict[str, float]
     short: dict[str, str]
 
 
 def synthesize(
     gan: StyleGAN,
-    editor: Editor,
+    editors: Sequence[Editor],
     gate: Gate,
     prompts: Mapping[str, Prompt],
     findings: Mapping[str, int],
@@ -124,7 +125,7 @@ def synthesize(
 
     Args:
         gan: the generator.
-        editor: the method.
+        editors: the methods, the likeliest first; see ``acceptance.fit_best``.
         gate: what lets through.
         prompts: finding -> what is asked, from ``Steering.prompt``, which refuses what cannot be had.
         findings: finding -> how many images of it are wanted.
@@ -143,13 +144,13 @@ def synthesize(
     request = {
         "wanted": wanted,
         "texts": {name: prompts[name].text for name in wanted},
-        "method": editor.name,
+        "method": ", ".join(editor.name for editor in editors),
         "bodies": supply.name,
         "generator": gan.checkpoint,
         "verifiers": gate.digests(),
         "config": asdict(config),
     }
-    run = _Run(gan, editor, gate, folder, config, request)
+    run = _Run(gan, editors, gate, folder, config, request)
     for name, count in wanted.items():
         run.fill(name, prompts[name], count, supply, progress)
     return SynthesisReport(
@@ -157,6 +158,7 @@ def synthesize(
         {name: run.made[name] for name in wanted},
         wanted,
         run.tally,
+        run.methods(),
         run.strengths(),
         {name: reason for name, reason in run.short.items() if run.made[name] < wanted[name]},
     )
@@ -175,50 +177,45 @@ def _check(gan: StyleGAN, gate: Gate, prompts: Mapping[str, Prompt], wanted: Map
                 )
 
 
-def choose_editors(
+def passing(
     editors: Sequence[Editor],
     gate: Gate,
     prompts: Mapping[str, Prompt],
     supply: Supply,
     config: SynthesisConfig | None = None,
-) -> tuple[PerFinding, dict[str, dict[str, float]]]:
-    """For each finding the editor most of whose edits pass the gate, on a few bodies.
+) -> dict[str, float]:
+    """Finding -> share of edits that pass the gate, on a few bodies; 0 where there are none.
 
     Args:
-        editors: methods, the cheapest first; those after one with ``MOSTLY`` are not tried.
+        editors: the methods, the likeliest first.
         gate: what judges.
         prompts: finding -> what is asked.
         supply: bodies.
         config: sign and strength.
-
-    Returns:
-        The chosen ones, and finding -> method -> share of edits that passed, of those that were tried.
     """
-    config = config or SynthesisConfig()
-    chosen: dict[str, Editor] = {}
-    shares: dict[str, dict[str, float]] = {}
+    config, shares = config or SynthesisConfig(), dict.fromkeys(prompts, 0.0)
     for name, prompt in prompts.items():
-        shares[name], chosen[name], best = {editors[0].name: 0.0}, editors[0], -1.0
         bodies = supply(name, config.sign, 0, _TRIED_ON)
-        if bodies is None:
-            continue
-        for editor in editors:
-            parts = fit_strengths(editor, prompt, gate, bodies.origin, config.strengths, config.sign, own=bodies.rows)
-            share = shares[name][editor.name] = share_accepted(parts)
-            if share > best:
-                chosen[name], best = editor, share
-            if share >= MOSTLY:
-                break
-    return PerFinding(chosen), shares
+        if bodies is not None:
+            own = bodies.rows
+            parts = fit_best(editors, prompt, gate, bodies.origin, config.strengths, config.sign, own=own)
+            shares[name] = share_accepted(parts)
+    return shares
 
 
 class _Run:
     """A request that is being met, with its state on disk after every batch."""
 
     def __init__(
-        self, gan: StyleGAN, editor: Editor, gate: Gate, folder: Path, config: SynthesisConfig, request: dict[str, Any]
+        self,
+        gan: StyleGAN,
+        editors: Sequence[Editor],
+        gate: Gate,
+        folder: Path,
+        config: SynthesisConfig,
+        request: dict[str, Any],
     ) -> None:
-        self.gan, self.editor, self.gate, self.folder, self.config = gan, editor, gate, folder, config
+        self.gan, self.editors, self.gate, self.folder, self.config = gan, editors, gate, folder, config
         self.request, self.tally = request, Tally()
         self.rows: list[dict[str, Any]] = []
         self.made: Counter[str] = Counter()
@@ -243,8 +240,8 @@ class _Run:
                 break
             # Batches are asked for whole and cut here: one of another size would start elsewhere among the images.
             bodies = bodies.take(torch.arange(min(len(bodies), budget - tried)))
-            for part in fit_strengths(
-                self.editor, prompt, self.gate, bodies.origin, config.strengths, config.sign, own=bodies.rows
+            for part in fit_best(
+                self.editors, prompt, self.gate, bodies.origin, config.strengths, config.sign, own=bodies.rows
             ):
                 self.tally.add(part.judged)
                 self._keep(bodies.take(part.rows), part.edited, part.judged, wanted)
@@ -257,11 +254,20 @@ class _Run:
     def _tried(self, name: str) -> int:
         return int(self.tally.counts.get(named(name, self.config.sign), {}).get("tried", 0))
 
+    def methods(self) -> dict[str, str]:
+        """See ``SynthesisReport``."""
+        used: dict[str, Counter[str]] = {}
+        for row in self.rows:
+            used.setdefault(row["edited"], Counter())[row["method"]] += 1
+        return {name: counts.most_common(1)[0][0] for name, counts in used.items()}
+
     def strengths(self) -> dict[str, float]:
         """See ``SynthesisReport``."""
         used: dict[str, list[float]] = {}
+        methods = self.methods()
         for row in self.rows:
-            used.setdefault(row["edited"], []).append(float(row["strength"]))
+            if row["method"] == methods[row["edited"]]:
+                used.setdefault(row["edited"], []).append(float(row["strength"]))
         return {name: float(median(found)) for name, found in used.items()}
 
     def _keep(self, bodies: Bodies, edited: Edited, judged: Judgement, wanted: int) -> None:

@@ -3,7 +3,6 @@
 from counterscan.tbsmgan.edits.base import Edited, Editor, Move, Origin, WSpace
 from counterscan.tbsmgan.edits.label_swap import LabelSwap
 from counterscan.tbsmgan.edits.learned_direction import LearnedConfig, LearnedDirection
-from counterscan.tbsmgan.edits.per_finding import PerFinding
 from counterscan.tbsmgan.edits.per_image import PerImage, PerImageConfig
 from counterscan.tbsmgan.edits.prompt import Mention, Prompt, TextDirections, TextImage, parse
 from counterscan.tbsmgan.edits.random_direction import RandomDirection
@@ -19,7 +18,6 @@ __all__ = [
     "Mention",
     "Move",
     "Origin",
-    "PerFinding",
     "PerImage",
     "PerImageConfig",
     "Prompt",

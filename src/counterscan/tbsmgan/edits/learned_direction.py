@@ -87,7 +87,7 @@ class LearnedDirection(Editor):
     ) -> None:
         super().__init__(gan, texts)
         self.asked, self.config, self.region = texts, config or LearnedConfig(), region
-        self._found: dict[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], Tensor] = {}
+        self._found: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
 
     def move(self, latents: Origin, prompt: Prompt, strength: float | None = None) -> Move:
         """The same for all starts."""
@@ -96,7 +96,7 @@ class LearnedDirection(Editor):
 
     def direction(self, prompt: Prompt) -> Tensor:
         """(w_dim,) u of length 1, in whitened coordinates."""
-        key = (prompt.phrases.positives, prompt.mirrored, prompt.also)
+        key = (prompt.phrases.positives, prompt.also)
         if key not in self._found:
             with torch.inference_mode(False), torch.enable_grad():
                 self._found[key] = self._learn(prompt)

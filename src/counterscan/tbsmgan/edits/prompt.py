@@ -1,8 +1,8 @@
 """What a prompt asks for: a finding, on a side, of a degree; and the direction of that in a text-image model.
 
 A direction is the mean embedding of phrases that say the finding is there less that of phrases that say it is not, as
-in StyleCLIP (Patashnik et al. 2021, section 6), where many templates of one phrase are averaged. A side is only asked
-for by what tells it from the other side, so a part of the direction is the phrase less its mirror image.
+in StyleCLIP (Patashnik et al. 2021, section 6), where many templates of one phrase are averaged. A side is no part of
+it: text-image models tell left from right poorly, and an edit can be kept to a half of the image; see ``Editor``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from counterscan.errors import InputError
 from counterscan.text.extract import Extractor
 from counterscan.text.prompts import PromptBank, Prompts
 from counterscan.text.zeroshot import Form, prompt_direction
-
-_SIDES = {"left": "right", "right": "left"}
+from counterscan.transfer import SIDES
 
 
 class TextImage(Protocol):
@@ -100,8 +99,7 @@ class Prompt:
         finding: the one that is steered.
         also: further findings that the text names; they may change, too.
         side, degree, severity: see ``Mention``.
-        phrases: what says that it is there, that it is not, and that all is well.
-        mirrored: phrases that say it is there on the other side; none where no side is asked for.
+        phrases: what says that it is there, on whichever side, that it is not, and that all is well.
         strange: words of the text that the text-image model cannot know.
     """
 
@@ -112,7 +110,6 @@ class Prompt:
     side: str = ""
     degree: str = ""
     severity: float | None = None
-    mirrored: tuple[str, ...] = ()
     strange: tuple[str, ...] = ()
 
     @property
@@ -158,18 +155,20 @@ def parse(text: str, bank: PromptBank, read: Reader, model: object = None) -> Pr
         )
     first = present[0]
     phrases = bank.of(first.finding, model)
-    positives, strange = _asked(text, first.side, phrases.positives, model)
+    positives, strange = _asked(unsided(text), first.side, phrases.positives, model)
     said = Prompts(first.finding, positives, phrases.negatives, phrases.normal)
     also = tuple(dict.fromkeys(m.finding for m in present[1:] if m.finding != first.finding))
-    other = tuple(map(mirror, positives)) if first.side in _SIDES else ()
-    return Prompt(text, first.finding, said, also, first.side, first.degree, first.severity, other, strange)
+    return Prompt(text, first.finding, said, also, first.side, first.degree, first.severity, strange)
 
 
 def _asked(text: str, side: str, bank: Sequence[str], model: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The text and the bank's phrases that say the same; and the text's words that the model cannot know."""
     unfamiliar = getattr(model, "unfamiliar", None)
     strange = tuple(unfamiliar(text)) if unfamiliar is not None else ()
-    there = [p for p in bank if (side in _words(p) if side else not _words(p) & {*_SIDES, "bilateral"})]
+    both = "bilateral"
+    there = [
+        p for p in bank if (side == both and both in _words(p)) or (side != both and not _words(p) & {*SIDES, both})
+    ]
     words = _words(text)
     similar = [p for p in there if _words(p) <= words] or there
     own = () if strange and similar else (text,)
@@ -180,19 +179,13 @@ def _words(text: str) -> set[str]:
     return set(re.findall(r"[a-z]+", text.lower()))
 
 
-def mirror(text: str) -> str:
-    """A text with left and right exchanged.
+def unsided(text: str) -> str:
+    """A text that says no more on which side.
 
-    >>> mirror("small left pleural effusion")
-    'small right pleural effusion'
+    >>> unsided("small left-sided pleural effusion")
+    'small pleural effusion'
     """
-
-    def other(found: re.Match[str]) -> str:
-        word = found.group(0)
-        swapped = _SIDES[word.lower()]
-        return swapped.capitalize() if word[0].isupper() else swapped
-
-    return re.sub(r"\b(left|right)\b", other, text, flags=re.IGNORECASE)
+    return " ".join(re.sub(r"\b((on|of) the )?(left|right)(-sided| side)?\b", "", text, flags=re.IGNORECASE).split())
 
 
 class TextDirections:
@@ -203,7 +196,6 @@ class TextDirections:
         bank: phrases of findings.
         findings: whose directions tell what else an edit changes.
         form: what positive phrases are compared with; the one that told findings apart best on validation images.
-        contrast: weight of a side's own direction beside the finding's.
     """
 
     def __init__(
@@ -212,21 +204,16 @@ class TextDirections:
         bank: PromptBank,
         findings: Sequence[str] = (),
         form: Form = "contrast",
-        contrast: float = 1.0,
     ) -> None:
-        self.model, self.bank, self.form, self.contrast = model, bank, form, contrast
-        self._known: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
+        self.model, self.bank, self.form = model, bank, form
+        self._known: dict[tuple[str, ...], Tensor] = {}
         self._findings: dict[str, Tensor | None] = dict.fromkeys(findings)
 
     def of(self, prompt: Prompt) -> Tensor:
         """(d,) of length 1."""
-        key = (prompt.phrases.positives, prompt.mirrored)
+        key = prompt.phrases.positives
         if key not in self._known:
-            vector = self._direction(prompt.phrases)
-            if prompt.mirrored:
-                here, there = (self.model.embed_texts(p).mean(0) for p in (prompt.phrases.positives, prompt.mirrored))
-                vector = vector + self.contrast * F.normalize(here - there, dim=0, eps=1e-8)
-            self._known[key] = F.normalize(vector, dim=0, eps=1e-8)
+            self._known[key] = self._direction(prompt.phrases)
         return self._known[key]
 
     def others(self, prompt: Prompt) -> Mapping[str, Tensor]:
