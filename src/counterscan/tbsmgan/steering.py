@@ -29,7 +29,7 @@ from counterscan.text.zeroshot import Form, ZeroShot
 
 Method = Literal["style", "learned", "per-image", "label-swap", "random"]
 METHODS: tuple[Method, ...] = get_args(Method)
-BEST: tuple[Method, ...] = ("label-swap", "learned", "style")  # asked in turn for each body; see ``acceptance.fit_best``
+BEST: tuple[Method, ...] = ("label-swap", "learned", "style")  # asked in turn about each body (``acceptance.fit_best``)
 
 
 @dataclass(frozen=True)
