@@ -23,6 +23,7 @@ import tyro
 from real import Options, fold_store
 from rich.console import Console
 
+from counterscan.bench.workers import end_with_parent
 from counterscan.classify import train_classifier
 from counterscan.files import read_json, write_json, write_text
 from counterscan.metrics.intervals import Interval, mean_interval
@@ -60,7 +61,7 @@ class Ablation(Options):
         self.prepare()
         store = fold_store(self, self.fold, 5)
         train_classifier(store, self.out / "classifier", self.config(0).classifier)
-        with multiprocessing.get_context("spawn").Pool(self.workers) as pool:
+        with multiprocessing.get_context("spawn").Pool(self.workers, initializer=end_with_parent) as pool:
             found = dict(zip(self.variants, pool.map(partial(judge, self), self.variants, chunksize=1), strict=True))
         write_json(self.out / "ablation.json", found)
         rows: list[list[Any]] = [

@@ -29,6 +29,7 @@ from rich.console import Console
 from counterscan.bench.evaluation import Evaluation
 from counterscan.bench.explain_report import evaluate_explainer
 from counterscan.bench.explain_tables import ExplainerEvaluation
+from counterscan.bench.workers import end_with_parent
 from counterscan.classify import ClassifyConfig, load_classifier, train_classifier
 from counterscan.data.importers import IMPORTERS
 from counterscan.data.phantom.config import PhantomConfig
@@ -177,7 +178,9 @@ def fewer(store: PreparedStore, finding: str, most: int) -> PreparedStore:
 
 def report(options: Options) -> None:
     """Train and judge every run; write ``evaluation.json``, ``per_image.csv`` and ``results.md``; print the tables."""
-    with multiprocessing.get_context("spawn").Pool(min(options.workers, options.runs)) as pool:
+    with multiprocessing.get_context("spawn").Pool(
+        min(options.workers, options.runs), initializer=end_with_parent
+    ) as pool:
         took = dict(pool.imap_unordered(partial(one_run, options), range(options.runs)))
     name = options.finding.lower().replace(" ", "_")
     parts = [ExplainerEvaluation.load(options.out / f"run{k}" / "evaluation" / name) for k in range(options.runs)]

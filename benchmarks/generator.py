@@ -26,6 +26,7 @@ from real import with_split
 from record import facts, phantom_store, publish
 from torch import Tensor
 
+from counterscan.bench.workers import end_with_parent
 from counterscan.classify import ClassifyConfig, load_classifier, train_classifier
 from counterscan.data.importers import IMPORTERS
 from counterscan.data.phantom import PhantomConfig
@@ -167,7 +168,7 @@ class Few(Options):
         settings = replace(settings, augment=replace(settings.augment, flip=0.0))
         timed(self.out, "judge", partial(train_classifier, spare, self.out / "judge", settings))
         jobs = [(n, how, seed) for n in self.numbers for how in ("adaptive", "none") for seed in range(self.seeds)]
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with multiprocessing.get_context("spawn").Pool(1, initializer=end_with_parent) as pool:
             found = dict(zip(jobs, pool.imap(self.one, jobs), strict=True))
         judge = load_classifier(self.out / "judge")
         test = np.flatnonzero(store.split == "test")[: self.judged]

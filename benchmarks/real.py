@@ -31,6 +31,7 @@ from supervised import supervised
 from torch import Tensor
 
 from counterscan.bench import Evaluation, calibrated, evaluate_systems, first_peers, native_truth
+from counterscan.bench.workers import end_with_parent
 from counterscan.classify import load_classifier
 from counterscan.counterpart import System
 from counterscan.data.augment import AugmentConfig
@@ -138,7 +139,7 @@ def train_ceiling(options: Options, count: int, fold: int) -> None:
 def train_all(options: Options, count: int) -> list[float]:
     """Every seed of every fold; CPU minutes of each."""
     context, minutes = multiprocessing.get_context("spawn"), []
-    with context.Pool(options.workers) as pool:
+    with context.Pool(options.workers, initializer=end_with_parent) as pool:
         jobs = [(seed, fold) for seed in range(options.seeds) for fold in range(count)]
         for seed, fold, seconds in pool.imap(partial(train_one, options, count), jobs, chunksize=1):
             Console().print(f"fold {fold} seed {seed}: {seconds / 60:.1f} CPU minutes")
@@ -223,7 +224,7 @@ def remembered(attribute: Callable[[Tensor, Target], Tensor]) -> Callable[[Tenso
 def judge(options: Options, count: int, finding: str) -> Evaluation:
     """Every seed of every fold, pooled."""
     jobs = [(seed, fold) for fold in range(count) for seed in range(options.seeds)]
-    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+    with multiprocessing.get_context("spawn").Pool(options.workers, initializer=end_with_parent) as pool:
         parts = list(pool.imap(partial(judge_seed, options, count, finding), jobs, chunksize=1))
     pooled = []
     for fold in range(count):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from counterscan.bench.tagging import TagReport, evaluate_tagger
+from counterscan.bench.workers import end_with_parent
 from counterscan.care import Care
 from counterscan.classify import ClassifyConfig, train_classifier
 from counterscan.data.phantom import PhantomConfig, write_phantom
@@ -47,7 +48,7 @@ def demo(folder: Path, seed: int, workers: int, say: Callable[[str], None]) -> t
     own, judge = folder / "run" / "classifiers" / str(seed), folder / "judge"
     jobs = [(folder, config.classifier, own), (folder, replace(config.classifier, seed=seed + 1000), judge)]
     if workers > 1:
-        with multiprocessing.get_context("spawn").Pool(2) as pool:
+        with multiprocessing.get_context("spawn").Pool(2, initializer=end_with_parent) as pool:
             pool.starmap(_train, jobs)
     classifiers: list[nn.Module] = [train_classifier(store, run, wanted) for _, wanted, run in jobs]
     say("training TagGAN")

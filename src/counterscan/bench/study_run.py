@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -36,6 +35,7 @@ from counterscan.bench.study_models import (
     load_steering,
 )
 from counterscan.bench.study_report import StudyReport, write_report
+from counterscan.bench.workers import end_with_parent
 from counterscan.classify import ClassifyConfig
 from counterscan.data.augment import AugmentConfig
 from counterscan.data.store import PreparedStore
@@ -256,17 +256,9 @@ _STUDY: list[Study] = []
 
 def _start(study: Study) -> None:
     """Of a worker process."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
     _STUDY[:] = [study]
-
-
-def _end_with_parent() -> None:
-    """A study that is killed must not leave workers that go on writing into its folder."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _work(job: Job) -> tuple[str, float]:
