@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -55,6 +55,7 @@ from counterscan.tbsmgan.steering import BEST, Method, Steering
 from counterscan.text.clip import load_clip
 from counterscan.training import image_grid
 
+Part = Literal["findings", "sides", "degrees"]
 SIDED = ("Pleural Effusion", "Pneumothorax", "Consolidation", "Atelectasis", "Lung Lesion")
 SEVERE = 0.6  # severity from which the judge calls a finding severe
 
@@ -81,6 +82,8 @@ class SteeringBenchmark:
     """Of directions, in standard deviations; label swap: parts of the whole swap."""
     count: int = 200
     """Bodies for each finding and method."""
+    parts: tuple[Part, ...] = get_args(Part)
+    """What to measure."""
     slow: int = 16
     """Bodies for the optimisation of single images."""
     psi: float = 0.7
@@ -107,10 +110,12 @@ class SteeringBenchmark:
         self._steering = Steering(self._gan, model, zero_shot=known, cache=cache)
         self._steering.editor("style")
         measuring = time.perf_counter() - start
-        for finding in self.findings or self._gan.findings:
+        asked: Sequence[str] = self.findings or self._gan.findings
+        for finding in asked if "findings" in self.parts else ():
             self._finding(finding)
-        sides = [row for finding in self.findings or SIDED if finding in SIDED for row in self._sides(finding)]
-        degrees = [self._degree(finding) for finding in self.findings or self._gan.findings]
+        sided = [finding for finding in asked if finding in SIDED and "sides" in self.parts]
+        sides = [row for finding in sided for row in self._sides(finding)]
+        degrees = [self._degree(finding) for finding in asked if "degrees" in self.parts]
         changes = self._true_changes(store)
         self._write(aucs, known, changes, sides, degrees, {"measuring channels, s": measuring, **self._speed()})
 
@@ -236,15 +241,16 @@ class SteeringBenchmark:
         could = before[:, at] < 0.5
         success = (after[:, at] >= 0.5) & could
         verdict = self._gate.judge(edited.before, edited.after, prompt.finding)
-        failed = could & ~success
+        failed, kept = could & ~success, verdict.accepted
         return {
             "strength": edited.strength,
             "success": _share(success, could),
             "p": float(after[:, at].mean()),
             "off-target": self._off_target(before, after, prompt.finding),
-            "accepted": float(verdict.accepted.double().mean()),
-            "failed rejected": _share(failed & ~verdict.accepted, failed),
-            "accepted true": _share(success & verdict.accepted, verdict.accepted & could),
+            "accepted": float(kept.double().mean()),
+            "off-target, accepted": self._off_target(before[kept], after[kept], prompt.finding),
+            "failed rejected": _share(failed & ~kept, failed),
+            "accepted true": _share(success & kept, kept & could),
             "n": int(could.sum()),
             **{f"passes {n}": float(x) for n, x in zip(CRITERIA, verdict.passed.double().mean(0), strict=True)},
         }

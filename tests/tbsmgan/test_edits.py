@@ -56,6 +56,8 @@ def test_a_name_gives_the_banks_phrases_and_free_text_its_side() -> None:
     assert (sided.finding, sided.side, sided.degree, sided.severity) == ("Pleural Effusion", "left", "small", 1.0)
     assert sided.phrases.positives == ("small pleural effusion", "pleural effusion")
     assert parse("severe edema", BANK, ReportReader(), LinearText()).phrases.positives == ("severe edema", "edema")
+    named = parse("right pleural effusion", BANK, ReportReader(), LinearText())
+    assert (named.side, named.phrases) == ("right", BANK.of("Pleural Effusion"))  # no more than a name and a side
 
 
 def test_the_direction_is_text_for_less_text_against_whichever_side_is_named() -> None:

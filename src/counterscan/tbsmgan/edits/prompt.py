@@ -155,6 +155,8 @@ def parse(text: str, bank: PromptBank, read: Reader, model: object = None) -> Pr
         )
     first = present[0]
     phrases = bank.of(first.finding, model)
+    if canonical_name(unsided(text)) == first.finding:
+        return Prompt(text, first.finding, phrases, side=first.side)
     positives, strange = _asked(unsided(text), first.side, phrases.positives, model)
     said = Prompts(first.finding, positives, phrases.negatives, phrases.normal)
     also = tuple(dict.fromkeys(m.finding for m in present[1:] if m.finding != first.finding))
