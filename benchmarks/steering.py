@@ -200,18 +200,18 @@ class SteeringBenchmark:
                 print(_line(self.rows[-1]), flush=True)
                 frames.append(edited.after[:8])
             if not name.startswith("random"):
-                frames.append(self._fitted_row(finding, name, [editor], prompt, bodies))
+                frames.append(self._fitted_row(finding, name, [editor], prompt, bodies).after[:8])
             self._picture(f"{finding} {name}", [edited.before[:8], *frames])
         bodies = self._bodies(finding, self.count)
         fitted = self._fitted_row(finding, "best", self._editors("best"), prompt, bodies)
-        self._picture(f"{finding} best", [self._shown(bodies)[:8], fitted])
+        self._picture(f"{finding} best", [fitted.before[:8], fitted.after[:8]])
 
-    def _fitted_row(self, finding: str, name: str, editors: Sequence[Editor], prompt: Prompt, bodies: Origin) -> Tensor:
-        """Judge fitted edits; the first of them (8, 1, S, S)."""
+    def _fitted_row(self, finding: str, name: str, editors: Sequence[Editor], prompt: Prompt, bodies: Origin) -> Edited:
+        """Fitted edits, judged."""
         fitted = self._fitted(editors, prompt, bodies)
         self.rows.append({"finding": finding, "method": f"{name}, fitted", **self._figures(fitted, prompt)})
         print(_line(self.rows[-1]), flush=True)
-        return fitted.after[:8]
+        return fitted
 
     def _picture(self, name: str, rows: Sequence[Tensor]) -> None:
         with atomic_write(self.out / "pictures" / f"{name}.png".replace(" ", "_")) as handle:
@@ -220,18 +220,11 @@ class SteeringBenchmark:
     def _editors(self, method: str) -> list[Editor]:
         return [self._steering.editor(one) for one in (BEST if method == "best" else (method,))]  # type: ignore[arg-type]
 
-    def _shown(self, bodies: Origin) -> Tensor:
-        """(N, 1, S, S), what is edited."""
-        image = bodies.shown(self._gan).image
-        assert image is not None
-        return image if bodies.residual is None else (image + bodies.residual).clamp(-1, 1)
-
     def _fitted(self, editors: Sequence[Editor], prompt: Prompt, bodies: Origin) -> Edited:
         """Every body moved until the gate's verifiers see the finding; the judge is not asked."""
-        parts, before = fit_best(editors, prompt, self._gate, bodies), self._shown(bodies)
-        after = torch.empty_like(before)
-        for part in parts:
-            after[part.rows] = part.edited.after
+        parts = fit_best(editors, prompt, self._gate, bodies)
+        order = torch.cat([part.rows for part in parts]).argsort()
+        before, after = (torch.cat([getattr(p.edited, x) for p in parts])[order] for x in ("before", "after"))
         mean = float(np.average([p.edited.strength for p in parts], weights=[len(p.rows) for p in parts]))
         return Edited(before, after, bodies, None, None, prompt, mean, "fitted", 0)
 

@@ -19,7 +19,12 @@ _PARTS = (3, 9, 27)  # of a step, tried in turn
 
 
 def path_integrated_gradients(
-    path: Tensor, output: Output, *, tolerance: float = float("inf"), batch_size: int = 128
+    path: Tensor,
+    output: Output,
+    *,
+    tolerance: float = float("inf"),
+    known: Tensor | None = None,
+    batch_size: int = 128,
 ) -> Tensor:
     """Latent integrated gradients (LIG) in path form.
 
@@ -34,6 +39,7 @@ def path_integrated_gradients(
         path: (K + 1, N, 1, H, W).
         output: (M, 1, H, W) to (M,).
         tolerance: share of F(g_K) - F(g_0) that the sum may miss; 0.005 of F never matters.
+        known: (K + 1, N), F at the frames, where it was asked already.
         batch_size: images per pass.
 
     Returns:
@@ -49,7 +55,7 @@ def path_integrated_gradients(
 
     mean = gradients(torch.arange(steps.shape[0] * steps.shape[1], device=path.device), [0.5])
     if math.isfinite(tolerance):
-        rises = _outputs(path, output, batch_size).diff(dim=0)
+        rises = (_outputs(path, output, batch_size) if known is None else known).diff(dim=0)
         allowed = (tolerance * rises.sum(dim=0).abs()).clamp_min(_NEGLIGIBLE)
         for parts in _PARTS:
             missed = (mean.view_as(steps) * steps).flatten(2).sum(dim=2) - rises

@@ -229,7 +229,9 @@ class MedXGAN:
         backwards = path.flip(0)
         maps = {
             "difference": path[0] - counterpart,
-            "lig": path_integrated_gradients(backwards, output, tolerance=TOLERANCE),
+            "lig": path_integrated_gradients(
+                backwards, output, tolerance=TOLERANCE, known=logits[:, :, column].flip(0)
+            ),
             "ig_negative": path_integrated_gradients(straight_path(counterpart, path[0], len(path) - 1), output),
         }
         evidence = self.evidence(maps[self.config.evidence], x, query.direction)
