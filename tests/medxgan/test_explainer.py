@@ -72,23 +72,15 @@ def test_weaker_differences_stay_when_the_strong_ones_convince(weaker: float, st
     assert float(answer.delta[0, 13, 13]) == pytest.approx(0 if stays else weaker - 0.2)
 
 
-@pytest.mark.parametrize(("absent", "stays"), [(0.2, False), (0.45, True), (0.9, True)])
-def test_no_more_is_asked_of_a_counterpart_than_real_images_reach(absent: float, stays: bool) -> None:
+@pytest.mark.parametrize(("sure", "stays"), [(0.2, False), (0.45, True), (0.5, True)])
+def test_a_counterpart_goes_as_far_as_the_classifier_is_to_be_sure(sure: float, stays: bool) -> None:
     x = spotted()[:1]
     x[0, 0, 12:15, 12:15] = 0.28  # p of it alone: 0.43
     system = exact()
-    system.limits = {FINDING: Limits(absent=absent)}
-    (answer,) = system.explain(x, FINDING)
+    (answer,) = system.variant(config=replace(system.config, sure=sure)).explain(x, FINDING)
     assert float(answer.delta[0, 13, 13]) == pytest.approx(0 if stays else 0.08)
     assert answer.score_after is not None
     assert answer.score_after < 0.5  # the call changes in any case
-
-
-def test_what_real_images_reach_is_known_of_the_explained_classifier_alone() -> None:
-    system = exact()
-    system.limits = {FINDING: Limits(psnr=20.0, absent=0.4, present=0.3)}
-    assert system.variant(config=QUICK).limits == system.limits
-    assert system.variant(classifier=Peak()).limits == {FINDING: Limits(psnr=20.0)}
 
 
 def test_what_the_generator_missed_of_the_lesion_goes_with_it() -> None:

@@ -29,8 +29,7 @@ class ExplainConfig:
         boosts: factors on the difference that are then tried with the last mask. Where nothing suffices, the attempt
             that comes nearest is the answer.
         sure: probability of the finding at which the classifier is sure that it is gone; 1 - sure that it is there.
-            One half would take the first change that tips the call, which other classifiers follow less often. Where
-            nine tenths of the real images do not reach it, what the rest reaches is enough; see ``explainer.Limits``.
+            One half would take the first change that tips the call, which other classifiers follow less often.
         evidence: which map is the main one: "lig", which asks the classifier where the change mattered, "difference",
             the change itself, or "ig_negative".
         precision: of both descents; "auto" computes in bfloat16 where that is fast. All images, probabilities and maps

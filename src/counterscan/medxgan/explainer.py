@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,24 +36,15 @@ TOLERANCE = 0.005  # share of the logit's change that LIG may miss
 
 @dataclass(frozen=True)
 class Limits:
-    """What an inversion must reach for its explanation to be trusted, and what real images do; from validation images.
+    """What an inversion must reach for its explanation to be trusted; from validation images.
 
     Attributes:
         psnr: least PSNR of the reconstruction in dB.
         gap: largest difference of the explained logit between image and reconstruction.
-        absent, present: what the surest tenth of the images that the classifier calls negative, and of those that it
-            calls positive, leave of the opposite: the highest probability of it that classifier and witnesses give. A
-            counterpart is asked for no more than that.
     """
 
     psnr: float = 0.0
     gap: float = float("inf")
-    absent: float = 0.0
-    present: float = 0.0
-
-    def doubt(self, direction: Direction) -> float:
-        """What the surest tenth of the real images that are as a counterpart is to be leave of the opposite."""
-        return self.absent if direction == "remove" else self.present
 
 
 class MedXGAN:
@@ -141,16 +132,13 @@ class MedXGAN:
     def variant(self, *, classifier: nn.Module | None = None, config: ExplainConfig | None = None) -> MedXGAN:
         """The same networks explaining in another way, or for another classifier, of which no witness has learned."""
         other = classifier is not None and classifier is not self.classifier
-        limits = self.limits
-        if other:  # what real images reach is known of the explained classifier alone
-            limits = {finding: replace(limit, absent=0.0, present=0.0) for finding, limit in limits.items()}
         return MedXGAN(
             self.networks,
             classifier if classifier is not None else self.classifier,
             witnesses=() if other else self.witnesses,
             config=config or self.config,
             donors=self.donors,
-            limits=limits,
+            limits=self.limits,
             size=self.size,
             recipe=self.recipe,
             checkpoint=self.checkpoint,
@@ -216,8 +204,7 @@ class MedXGAN:
         with torch.no_grad():
             before, reconstructed = self._logits(x)[:, column], self._logits(again)[:, column]
             valid = None if batch.valid is None else batch.valid.to(x.device)
-            doubt = self.limits.get(query.finding, Limits()).doubt(query.direction)
-            search = CounterpartSearch(self.networks, self.judges, self.config, query, column, x, again, doubt, valid)
+            search = CounterpartSearch(self.networks, self.judges, self.config, query, column, x, again, valid)
             path, boost = search.path(code, self.donors.get(query.finding))  # (K, N, 1, H, W)
             logits = self._logits(path.flatten(0, 1)).view(len(path), len(x), -1)
         outputs, rise = logits.sigmoid(), logits[0, :, column] - logits[-1, :, column]

@@ -34,7 +34,6 @@ class CounterpartSearch:
         column: of the finding.
         x: (N, 1, H, W) in [-1, 1].
         again: their reconstructions.
-        doubt: probability of what is not wanted that real images leave; see ``explainer.Limits``.
         valid: (N, 1, H, W), False on padding; None means that every pixel is image.
     """
 
@@ -47,14 +46,12 @@ class CounterpartSearch:
         column: int,
         x: Tensor,
         again: Tensor,
-        doubt: float = 0.0,
         valid: Tensor | None = None,
     ) -> None:
         self.networks, self.config, self.query, self.column = networks, config, query, column
         self.x, self.again = x, again
         self.inside = torch.ones_like(x) if valid is None else valid.to(x.dtype)
         self.judges, self.sign = judges, 1.0 if query.direction == "remove" else -1.0
-        self.sure = min(max(config.sure, doubt), CALLED)
 
     @torch.no_grad()
     def path(self, code: Code, donors: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -72,7 +69,7 @@ class CounterpartSearch:
         """
         goal = self._healed(code) if self.query.direction == "remove" else self._lent(code, donors)
         mask, boost, objection = self._smallest(goal, self.config.boosts[:1])
-        unsure = torch.nonzero(objection > self.sure)[:, 0]
+        unsure = torch.nonzero(objection > self.config.sure)[:, 0]
         if len(unsure):
             if self.config.persuade.steps > 0:
                 goal = self._persuaded(goal, unsure)
@@ -128,7 +125,7 @@ class CounterpartSearch:
             change = within[some] * (image - again[some])
             return self._carried(change, transfer_mask(change.detach(), threshold=self.config.masks[-1]), rows[some])
 
-        wanted = math.log(self.sure / (1 - self.sure))
+        wanted = math.log(self.config.sure / (1 - self.config.sure))
         with autocast(self.x.device, self.config.precision):
             moved = persuade(goal.end.select(rows), self.networks.generate, shown, self._margin, config, wanted)
         return goal.replaced(rows, moved, self.networks.generate(moved).float(), within)
@@ -145,10 +142,10 @@ class CounterpartSearch:
         least = torch.full_like(factors, float("inf"))
         for mask, factor in attempts:
             left = self._objection(self._carried(factor * self.query.strength * difference, mask))
-            better = (least > self.sure) & (left < least)
+            better = (least > self.config.sure) & (left < least)
             chosen = torch.where(better.view(-1, 1, 1, 1), mask, chosen)
             factors, least = torch.where(better, factor, factors), torch.where(better, left, least)
-            if bool((least <= self.sure).all()):
+            if bool((least <= self.config.sure).all()):
                 break
         return chosen, factors, least
 

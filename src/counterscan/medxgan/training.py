@@ -15,7 +15,7 @@ from counterscan.care import evaluating
 from counterscan.classify.task import LabelledRows, predict_logits
 from counterscan.data.splits import spaced
 from counterscan.errors import InputError
-from counterscan.medxgan.explain_config import CALLED, ExplainConfig
+from counterscan.medxgan.explain_config import ExplainConfig
 from counterscan.medxgan.explainer import Limits, MedXGAN, donors_of
 from counterscan.medxgan.inversion import RefineConfig
 from counterscan.medxgan.model import MedXGANNetworks, NetworkConfig
@@ -234,28 +234,20 @@ class Validation:
 
 def _limits(explainer: MedXGAN, val: PreparedStore, trust: float) -> dict[str, Limits]:
     """The worst inversions that a share ``trust`` of the validation images still reach in E's one pass, with a margin
-    of 1 dB and a quarter of the gap; refinement only betters them. And what real images leave of the opposite call."""
+    of 1 dB and a quarter of the gap; refinement only betters them."""
     rows = spaced(np.arange(len(val)), _VALIDATED + 32)
-    reached, gaps, opinions = [], [], []
+    reached, gaps = [], []
     for part in val.images(rows).split(32):
         _, again = explainer.invert(part, RefineConfig(steps=0))
         reached.append(psnr(part, again.cpu()))
         with torch.no_grad(), evaluating(explainer.classifier):
-            seen = torch.stack([judge(part.to(again.device)) for judge in explainer.judges]).float().cpu()
-            gaps.append((seen[0] - explainer.classifier(again).float().cpu()).abs())
-        opinions.append(seen.sigmoid())
-    worst, gap, p = torch.cat(reached), torch.cat(gaps), torch.cat(opinions, dim=1)  # p: judges, images, findings
+            seen, repeated = (explainer.classifier(images).float() for images in (part.to(again.device), again))
+        gaps.append((seen - repeated).abs().cpu())
+    worst, gap = torch.cat(reached), torch.cat(gaps)
     return {
         finding: Limits(
             psnr=float(worst.quantile(1 - trust)) - 1.0,
             gap=1.25 * float(gap[:, column].float().quantile(trust)),
-            absent=_least(p[..., column].amax(dim=0)[p[0, :, column] < CALLED]),
-            present=_least((1 - p[..., column]).amax(dim=0)[p[0, :, column] >= CALLED]),
         )
         for column, finding in enumerate(explainer.findings)
     }
-
-
-def _least(doubts: Tensor) -> float:
-    """What the surest tenth stay below; 0 of none."""
-    return float(doubts.quantile(0.1)) if len(doubts) else 0.0
