@@ -188,6 +188,7 @@ def report(options: Options) -> None:
     pooled = ExplainerEvaluation(
         Evaluation.concat([part.evaluation for part in parts]),
         {name: [entry for part in parts for entry in part.realism[name]] for name in systems},
+        agreement=tuple(map(sum, zip(*(part.agreement for part in parts if part.agreement), strict=True))),  # type: ignore[arg-type]
     )
     pooled.save(options.out)
     spent = {key: [round(took[k].get(key, 0) / 60, 1) for k in sorted(took)] for key in ("classifier", "medXGAN+")}

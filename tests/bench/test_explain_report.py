@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from counterscan.bench import ExplainerEvaluation, evaluate_explainer, explain_peers
-from counterscan.bench.explain_classifier import without
+from counterscan.bench.explain_classifier import agreement_on_negatives, without
 from counterscan.bench.explain_peers import OtherMap
 from counterscan.care import Care, tidy
 from counterscan.classify import AdaptedClassifier
@@ -110,9 +110,24 @@ def test_everybody_is_judged_and_shown(evaluated: Path) -> None:
     assert (judged.loc[["medXGAN+, LIG", "Grad-CAM", "RISE"], "max_sensitivity"] == 2).all()
     assert set(judged.index[judged["flip"] > 0]) == {"medXGAN+", "Wachter", "Latent Shift", "medXGAN"}
     assert {entry.space for entry in found.realism["medXGAN+"]} == {"in-domain", "Inception"}
+    assert found.agreement is not None
+    assert f"the oracle calls {found.agreement[0]} negative" in found.tables()[0].note
     # The difference comes from the generator alone: a classifier that forgot everything changes nothing in it.
     assert found.evaluation.interval("medXGAN+", "mprt_all").value == pytest.approx(1, abs=0.05)
     assert found.evaluation.interval("medXGAN+, LIG", "mprt_all").value < 0.9
+
+
+def test_an_oracle_is_read_against_its_agreement_on_real_negatives() -> None:
+    given, own = store(), classifier()
+    rows = np.flatnonzero(given.split == "test")
+    with torch.no_grad():
+        negative = rows[(own(given.images(rows))[:, 0] < 0).numpy()]
+    assert agreement_on_negatives(own, own, given, rows, FINDING) == (len(negative), len(negative))
+    oracle = classifier((6,), seed=1)
+    with torch.no_grad():
+        calls = oracle.probabilities(oracle(given.images(negative)))[:, 0] < oracle.threshold[0]
+    assert agreement_on_negatives(own, oracle, given, rows, FINDING) == (int(calls.sum()), len(negative))
+    assert agreement_on_negatives(own, oracle, given, negative[:0], FINDING) == (0, 0)
 
 
 def test_the_page_shows_ways_tables_and_limits(evaluated: Path) -> None:

@@ -79,6 +79,20 @@ def oracle_reading(classifier: nn.Module, oracle: nn.Module | None, finding: str
     return Reading(oracle, finding, calibrated=True, field="oracle")
 
 
+def agreement_on_negatives(
+    classifier: nn.Module, oracle: nn.Module, store: PreparedStore, rows: Any, finding: str
+) -> tuple[int, int]:
+    """On how many of the real images that the classifier calls negative the oracle agrees, and how many these are.
+
+    A counterpart is to be such an image, so an oracle's flip rate is to be read against this share.
+    """
+    images = store.images(rows_of(store, rows))
+    judge = Reading(oracle, finding, calibrated=True, field="oracle")
+    negative = Reading(classifier, finding).margins(images) < 0
+    agree = judge.probabilities(images[negative]) < judge.threshold
+    return int(agree.sum()), int(negative.sum())
+
+
 def device_of(module: Any) -> torch.device:
     """Where a module, or the one whose method this is, computes; the CPU for functions and modules without weights."""
     module = getattr(module, "__self__", module)

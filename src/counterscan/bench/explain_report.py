@@ -15,7 +15,13 @@ import torch
 from torch import nn
 
 from counterscan.bench.evaluation import Kept, Part
-from counterscan.bench.explain_classifier import called_positive, device_of, oracle_reading, without
+from counterscan.bench.explain_classifier import (
+    agreement_on_negatives,
+    called_positive,
+    device_of,
+    oracle_reading,
+    without,
+)
 from counterscan.bench.explain_peers import Peers, explain_peers
 from counterscan.bench.explain_stability import randomisation_test, stability_of
 from counterscan.bench.explain_tables import ExplainerEvaluation, headline
@@ -165,7 +171,8 @@ def evaluate_explainer(
             folder=place,
             progress=progress,
         )
-        trial = replace(trial, notes=(QUICK_NOTE,) if quick else ())
+        agree = None if oracle is None else agreement_on_negatives(explainer.classifier, oracle, store, rows, finding)
+        trial = replace(trial, notes=(QUICK_NOTE,) if quick else (), agreement=agree)
         peers = replace(peers, factories={name: f for name, f in peers.factories.items() if name not in slow})
         trial, more = _slow_figures(trial, peers, store, spaced(ill, sample), probe, place, progress)
         trial.save(place)

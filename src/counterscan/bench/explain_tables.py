@@ -118,11 +118,14 @@ class ExplainerEvaluation:
         evaluation: figures of every image, with intervals over patients and paired differences.
         realism: system to one entry per seed and space.
         notes: what a reader of every table must know.
+        agreement: on how many of the real images that the classifier calls negative the oracle agrees, and how many
+            these are.
     """
 
     evaluation: Evaluation
     realism: dict[str, list[Realism]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    agreement: tuple[int, int] | None = None
 
     def joined(self, more: pd.DataFrame) -> ExplainerEvaluation:
         """With further figures for some of the images.
@@ -145,7 +148,8 @@ class ExplainerEvaluation:
         """Write ``evaluation.json``, ``per_image.csv`` and ``realism.json``."""
         folder = self.evaluation.save(folder)
         found = {name: [asdict(entry) for entry in entries] for name, entries in self.realism.items()}
-        write_json(folder / "realism.json", {"notes": list(self.notes), "systems": found})
+        about = {"notes": list(self.notes), "systems": found, "agreement": self.agreement}
+        write_json(folder / "realism.json", about)
         return folder
 
     @classmethod
@@ -159,7 +163,8 @@ class ExplainerEvaluation:
         evaluation, about = Evaluation.load(folder), read_json(folder / "realism.json")
         try:
             found = {name: [Realism.from_dict(x) for x in entries] for name, entries in about["systems"].items()}
-            return cls(evaluation, found, tuple(about["notes"]))
+            agreement = about.get("agreement")
+            return cls(evaluation, found, tuple(about["notes"]), None if agreement is None else tuple(agreement))
         except (AttributeError, KeyError, TypeError) as error:
             raise InputError(
                 f"is no realism of explainers ({error})", path=folder / "realism.json", remedy="Evaluate again"
@@ -194,9 +199,7 @@ def tables_of_explainers(found: ExplainerEvaluation) -> list[Table]:
         "SSIM says little of maps that are nearly even, as RISE's are."
     )
     made = [
-        _table(
-            evaluation, "Counterfactuals: does the call change?", VALIDITY, _protocol(evaluation), chart="Flip rate"
-        ),
+        _table(evaluation, "Counterfactuals: does the call change?", VALIDITY, _protocol(found), chart="Flip rate"),
         _table(evaluation, "Counterfactuals: what changes?", CHANGE, change, digits=3),
         _table(evaluation, "Way and reconstruction", WAY, way, digits=3),
         _table(evaluation, "Faithfulness of maps", FAITHFULNESS, faithful, digits=3),
@@ -213,7 +216,7 @@ def tables_of_explainers(found: ExplainerEvaluation) -> list[Table]:
 def headline(found: ExplainerEvaluation) -> Table:
     """What fits a terminal."""
     columns: list[Column] = [VALIDITY[0], VALIDITY[1], CHANGE[3], ("AP", "ap", "high"), WAY[3]]
-    note = f"{_protocol(found.evaluation)} Everything else is in the report."
+    note = f"{_protocol(found)} Everything else is in the report."
     table = _table(found.evaluation, found.evaluation.finding, [*columns, *SECONDS], note)
     assert table is not None  # everybody takes time
     return table
@@ -229,7 +232,8 @@ def _localisation(evaluation: Evaluation) -> list[Table]:
     return [replace(found[title], note=note) for title in ("Maps", "At native resolution") if title in found]
 
 
-def _protocol(evaluation: Evaluation) -> str:
+def _protocol(found: ExplainerEvaluation) -> str:
+    evaluation = found.evaluation
     frame = evaluation.per_image
     asked = frame.groupby("system")["image"].nunique()
     counts, own = evaluation.counts(), int(asked[evaluation.own])
@@ -240,6 +244,9 @@ def _protocol(evaluation: Evaluation) -> str:
         "both call positive. CV@0.8: the probability moved by more than 0.8. Trusted: share of answers without a "
         "warning. Means over images with 95 % intervals over patients."
     )
+    if found.agreement is not None:
+        agree, negative = found.agreement
+        text += f" Of {negative} real images that the classifier calls negative, the oracle calls {agree} negative."
     return f"{text} Asked about fewer images: {', '.join(fewer)}." if fewer else text
 
 
