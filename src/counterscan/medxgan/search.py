@@ -81,8 +81,13 @@ class CounterpartSearch:
         return torch.stack(frames), boost
 
     def _margin(self, images: Tensor) -> Tensor:
-        """(N,) logit of what is not wanted, of the judge who is convinced least."""
-        return torch.stack([self.sign * judge(images)[:, self.column] for judge in self.judges]).amax(dim=0)
+        """(N,) logit of what is not wanted, of the judge who is convinced least.
+
+        A gradient goes through those alone who are so of some image: the others' would be zero, and take as long.
+        """
+        margins = [self.sign * judge(images)[:, self.column] for judge in self.judges]
+        least = set(torch.stack(margins).argmax(dim=0).tolist())
+        return torch.stack([margin if k in least else margin.detach() for k, margin in enumerate(margins)]).amax(dim=0)
 
     def _objection(self, images: Tensor) -> Tensor:
         """(N,) probability of what is not wanted."""
