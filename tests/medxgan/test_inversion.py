@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -91,7 +93,7 @@ def persuaded(x: Tensor, wanted: float = -100.0, **changes: float) -> tuple[Code
     end = net.encode(x).scaled(0.0, 0).detach()
     config = PersuadeConfig(**{"rate": 0.03, "stay": 0.0, **changes})  # type: ignore[arg-type]
     return end, persuade(
-        end, net.generate, lambda image, _: image, lambda image: classifier(image)[:, 0], config, wanted
+        end, net.generate, lambda image, _: image, [lambda image: classifier(image)[:, 0]], config, wanted
     )
 
 
@@ -144,3 +146,48 @@ def test_persuasion_ends_where_enough_is_reached_and_the_others_go_on_as_alone()
 def test_no_steps_of_persuasion_keep_the_code() -> None:
     end, kept = persuaded(images(), steps=0)
     assert torch.equal(kept.z1, end.z1)
+
+
+def test_persuasion_goes_by_the_judge_who_objects_most_to_each_image() -> None:
+    x, net, asked = images(), networks(), [0, 0, 0]
+
+    def judge(k: int, offset: Tensor) -> Callable[[Tensor], Tensor]:
+        def margin(shown: Tensor) -> Tensor:
+            asked[k] += len(shown) if torch.is_grad_enabled() else 0
+            return classifier(shown)[:, 0] * (1 if k else -1) + offset
+
+        return margin
+
+    end = net.encode(x).scaled(0.0, 0).detach()
+    judges = [judge(0, torch.tensor(-50.0)), judge(1, torch.tensor(50.0)), judge(2, torch.tensor(0.0))]
+    config = PersuadeConfig(steps=7, rate=0.03, stay=0.0, ask_all_every=3)
+    moved = persuade(end, net.generate, lambda image, _: image, judges, config, -100.0)
+    alone = persuade(end, net.generate, lambda image, _: image, judges[1:2], config, -100.0)
+    assert asked == [0, 2 * 7 * len(x), 0]  # of the others no gradient is asked
+    torch.testing.assert_close(moved.z1, alone.z1)
+
+
+def test_persuasion_ends_only_when_every_judge_is_convinced() -> None:
+    x, net = images(), networks()
+    end = net.encode(x).scaled(0.0, 0).detach()
+    with torch.no_grad():
+        level = classifier(net.generate(end))[:, 0].max() + 10
+
+    def pleased(shown: Tensor) -> Tensor:
+        return classifier(shown)[:, 0] - level
+
+    def never(shown: Tensor) -> Tensor:
+        return classifier(shown)[:, 0] + level
+
+    config = PersuadeConfig(steps=4, rate=0.03, stay=0.0, ask_all_every=2)
+    early, late = (
+        persuade(end, net.generate, lambda image, _: image, judges, config, 0.0)
+        for judges in ([pleased, pleased], [pleased, never])
+    )
+    assert (early.z1 - end.z1).abs().max() < 1.5 * config.rate  # one step
+    assert (late.z1 - end.z1).abs().max() > 1.5 * config.rate
+
+
+def test_every_how_many_steps_all_are_asked_is_at_least_one() -> None:
+    with pytest.raises(InputError, match="ask_all_every"):
+        PersuadeConfig(ask_all_every=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +92,10 @@ class PersuadeConfig:
         stay: weight of the image staying where it was.
         noise, move: of what the classifier is shown, as in training; see ``medxgan.objective``.
         within: threshold of ``transfer_mask`` on the first difference; nothing is changed elsewhere.
+        ask_all_every: steps between those that ask every judge; the others ask the one who objected most then.
+
+    Raises:
+        InputError: ``ask_all_every`` below 1.
     """
 
     steps: int = 20
@@ -100,30 +104,36 @@ class PersuadeConfig:
     noise: float = 0.05
     move: float = 0.03
     within: float = 0.2
+    ask_all_every: int = 3
+
+    def __post_init__(self) -> None:
+        if self.ask_all_every < 1:
+            raise InputError(f"{self.ask_all_every} must be at least 1", field="persuade.ask_all_every")
 
 
 def persuade(
     end: Code,
     generate: Generate,
     shown: Callable[[Tensor, Tensor], Tensor],
-    margin: Callable[[Tensor], Tensor],
+    margins: Sequence[Callable[[Tensor], Tensor]],
     config: PersuadeConfig,
     wanted: float,
 ) -> Code:
-    """Move z1 until the classifier sees less of what is not wanted; z2 stays.
+    """Move z1 until its judges see less of what is not wanted; z2 stays.
 
     The generator's counterpart is the best that one code of z2 can do; where the classifier still objects, what it
     objects to is looked for in the anatomy. Minimises ``softplus(margin) + stay * mean |G - G at the start|`` for every
-    image, the margin of a noisy, slightly moved image, so that no texture only this classifier reacts to will do. Noise
-    and moves are the same for all images of a batch and in every call, so that each goes as it would go alone.
+    image, the largest margin of its judges on a noisy, slightly moved image, so that no texture only one network reacts
+    to will do. Noise and moves are the same for all images of a batch and in every call, so that each goes as it would
+    go alone.
 
     Args:
         end: codes of counterparts.
         generate: code to images.
         shown: images (M, 1, H, W) of some rows (M,) of ``end`` to what the classifier is to judge, differentiably.
-        margin: images to (M,), positive where the classifier objects.
+        margins: of every judge, images to (M,), positive where it objects.
         config: see ``PersuadeConfig``.
-        wanted: margin at which an image's descent ends.
+        wanted: largest margin at which an image's descent ends.
 
     Returns:
         The codes, detached.
@@ -136,21 +146,38 @@ def persuade(
     with torch.no_grad():
         start = generate(Code(z1, z2)).float()
     moved, left = z1.detach().clone(), torch.arange(len(z1), device=z1.device)
+    strictest = torch.zeros_like(left)  # judge of each image
     with torch.enable_grad():
-        for _ in range(config.steps):
+        for step in range(config.steps):
             image = generate(Code(z1[left], z2[left])).float()
             judged = shift_together(shown(image, left), config.move, dice)
             judged = judged + config.noise * torch.randn(start.shape[1:], generator=dice).to(start)
-            objection = margin(judged)
+            all_asked = len(margins) == 1 or step % config.ask_all_every == 0
+            if all_asked and len(margins) > 1:
+                with torch.no_grad():
+                    strictest[left] = torch.stack([margin(judged) for margin in margins]).argmax(dim=0)
+            objection = _of_the_strictest(margins, judged, strictest[left])
             loss = F.softplus(objection) + config.stay * (image - start[left]).abs().flatten(1).mean(dim=1)
             adam.zero_grad(set_to_none=True)
             loss.sum().backward(inputs=[z1])
             adam.step()
             moved[left] = z1.detach()[left]
-            left = left[objection.detach() > wanted]
+            if all_asked:
+                left = left[objection.detach() > wanted]
             if not len(left):
                 break
     return Code(moved, z2)
+
+
+def _of_the_strictest(margins: Sequence[Callable[[Tensor], Tensor]], images: Tensor, strictest: Tensor) -> Tensor:
+    """(M,) margin of each image's own judge."""
+    parts = [(rows, margin(images[rows])) for k, margin in enumerate(margins) if len(rows := _rows(strictest == k))]
+    order = torch.cat([rows for rows, _ in parts]).argsort()
+    return torch.cat([margin for _, margin in parts])[order]
+
+
+def _rows(chosen: Tensor) -> Tensor:
+    return torch.nonzero(chosen)[:, 0]
 
 
 def latent_optimisation(

@@ -22,6 +22,8 @@ from counterscan.medxgan.model import Code, MedXGANNetworks
 from counterscan.training.precision import autocast
 from counterscan.transfer import kept_texture, transfer_mask
 
+_AT_ONCE = 16  # images of further attempts that are judged together, which is faster than one by one
+
 
 class CounterpartSearch:
     """One question about a batch of images.
@@ -80,18 +82,18 @@ class CounterpartSearch:
             frames.append(self._carried(factor * self._change(goal, strength), mask))
         return torch.stack(frames), boost
 
-    def _margin(self, images: Tensor) -> Tensor:
-        """(N,) logit of what is not wanted, of the judge who is convinced least.
+    @property
+    def _margins(self) -> list[Callable[[Tensor], Tensor]]:
+        """Of every judge: images to the logit (N,) of what is not wanted."""
 
-        A gradient goes through those alone who are so of some image: the others' would be zero, and take as long.
-        """
-        margins = [self.sign * judge(images)[:, self.column] for judge in self.judges]
-        least = set(torch.stack(margins).argmax(dim=0).tolist())
-        return torch.stack([margin if k in least else margin.detach() for k, margin in enumerate(margins)]).amax(dim=0)
+        def of(judge: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            return lambda images: self.sign * judge(images)[:, self.column]
+
+        return [of(judge) for judge in self.judges]
 
     def _objection(self, images: Tensor) -> Tensor:
-        """(N,) probability of what is not wanted."""
-        return self._margin(images).sigmoid()
+        """(N,) probability of what is not wanted, of the judge who is convinced least."""
+        return torch.stack([margin(images) for margin in self._margins]).amax(dim=0).sigmoid()
 
     def _healed(self, code: Code) -> _Goal:
         """z2 = 0."""
@@ -132,7 +134,7 @@ class CounterpartSearch:
 
         wanted = math.log(self.config.sure / (1 - self.config.sure))
         with autocast(self.x.device, self.config.precision):
-            moved = persuade(goal.end.select(rows), self.networks.generate, shown, self._margin, config, wanted)
+            moved = persuade(goal.end.select(rows), self.networks.generate, shown, self._margins, config, wanted)
         return goal.replaced(rows, moved, self.networks.generate(moved).float(), within)
 
     def _smallest(self, goal: _Goal, boosts: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,11 +147,14 @@ class CounterpartSearch:
         attempts = [(mask, boosts[0]) for mask in masks] + [(masks[-1], boost) for boost in boosts[1:]]
         chosen, factors = masks[-1], torch.ones(len(difference), device=difference.device)
         least = torch.full_like(factors, float("inf"))
-        for mask, factor in attempts:
-            left = self._objection(self._carried(factor * self.query.strength * difference, mask))
-            better = (least > self.config.sure) & (left < least)
-            chosen = torch.where(better.view(-1, 1, 1, 1), mask, chosen)
-            factors, least = torch.where(better, factor, factors), torch.where(better, left, least)
+        together = max(1, _AT_ONCE // len(difference))
+        for some in (attempts[k : k + together] for k in range(0, len(attempts), together)):
+            images = [self._carried(factor * self.query.strength * difference, mask) for mask, factor in some]
+            lefts = self._objection(torch.cat(images)).view(len(some), -1)
+            for (mask, factor), left in zip(some, lefts, strict=True):
+                better = (least > self.config.sure) & (left < least)
+                chosen = torch.where(better.view(-1, 1, 1, 1), mask, chosen)
+                factors, least = torch.where(better, factor, factors), torch.where(better, left, least)
             if bool((least <= self.config.sure).all()):
                 break
         return chosen, factors, least
