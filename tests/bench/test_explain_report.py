@@ -35,6 +35,7 @@ FINDING = FINDINGS[0]
 CONFIG = ExplainConfig(
     refine=RefineConfig(steps=1),
     persuade=PersuadeConfig(steps=0),
+    insist=PersuadeConfig(steps=0),
     frames=4,
     fade=None,
     masks=(0.35, 0.2, 0.1),

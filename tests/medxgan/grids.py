@@ -21,6 +21,7 @@ SMALL = NetworkConfig(base=4, halvings=1, anatomy=3, pathology=2, critic_base=4,
 QUICK = ExplainConfig(
     refine=RefineConfig(steps=2),
     persuade=PersuadeConfig(steps=0),
+    insist=PersuadeConfig(steps=0),
     fade=None,
     masks=(0.35, 0.2, 0.1),
     sure=0.3,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from counterscan.counterpart import Query, StudyBatch
+from counterscan.counterpart import Counterpart, Query, StudyBatch
 from counterscan.errors import InputError
-from counterscan.medxgan import ExplainConfig, Limits, MedXGAN, PersuadeConfig, RefineConfig
+from counterscan.medxgan import Code, ExplainConfig, Limits, MedXGAN, PersuadeConfig, RefineConfig
 from tests.medxgan.grids import QUICK, SIZE, Split, explainer, images, networks
 from tests.medxgan.ladders import Blobs
 from tests.taggan.blobs import FINDINGS
@@ -120,6 +120,42 @@ def test_what_does_not_convince_is_moved_on_within_its_own_differences() -> None
     assert torch.equal(moved[0].path.frames[-1], moved[0].counterpart)
     # Who is convinced already is left alone.
     assert torch.equal(moved[1].counterpart, left[1].counterpart)  # type: ignore[arg-type]
+
+
+def test_who_is_far_from_sure_is_persuaded_anywhere() -> None:
+    # The generator hardly changes what is at the border: too little for the first descent to move within.
+    x = spotted()
+    x[0, 0, 12:15, 12:15] = 0.6  # logit of it alone: 2.6
+    config = replace(EXACT, boosts=(1.0,), persuade=PersuadeConfig(rate=0.03))
+    insist = PersuadeConfig(steps=40, rate=0.03, stay=0.1, within=0.0)
+
+    class Blind(Half):
+        """Sees no pathology outside the upper left."""
+
+        def encode(self, x: Tensor) -> Code:
+            code = super().encode(x)
+            corner = torch.zeros(SIZE, SIZE)
+            corner[:10, :10] = 1
+            return Code(code.z1 + (1 - corner) * code.z2[:, 0], code.z2 * corner)
+
+        def generate(self, code: Code) -> Tensor:
+            return super().generate(code) + 0.1 * code.z2.amax(dim=(1, 2, 3, 4)).view(-1, 1, 1, 1)
+
+    def explained(**changes) -> list[Counterpart]:  # type: ignore[no-untyped-def]
+        return MedXGAN(Blind(), Peak(), config=replace(config, **changes), size=SIZE).explain(x, FINDING)
+
+    held, freed, never = explained(), explained(insist=insist), explained(insist=insist, far=1.0)
+    assert held[0].verdict.startswith("not flipped")
+    assert freed[0].verdict == "ok"
+    assert float(held[0].delta[0, 13, 13]) < 0.1 < float(freed[0].delta[0, 13, 13])
+    assert torch.equal(never[0].counterpart, held[0].counterpart)  # type: ignore[arg-type]
+    assert torch.equal(freed[1].counterpart, held[1].counterpart)  # type: ignore[arg-type]  # convinced already
+
+
+@pytest.mark.parametrize("far", [0.0, 1.5])
+def test_far_is_a_probability(far: float) -> None:
+    with pytest.raises(InputError, match="far"):
+        ExplainConfig(far=far)
 
 
 def test_bringing_in_is_persuaded_the_other_way() -> None:

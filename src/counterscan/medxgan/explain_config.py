@@ -20,6 +20,8 @@ class ExplainConfig:
     Attributes:
         refine: descent after E's one pass.
         persuade: descent on counterparts of which the classifier is not ``sure``.
+        insist: a further descent, by default all over the image, where the classifier is still ``far`` from sure: what
+            it goes by may be no lesion but the whole image.
         frames: of the way from image to counterpart, both included.
         transfer: take only the difference from the generator and keep the image's own texture elsewhere; else the
             answer is the generator's image.
@@ -30,6 +32,7 @@ class ExplainConfig:
             that comes nearest is the answer.
         sure: probability of the finding at which the classifier is sure that it is gone; 1 - sure that it is there.
             One half would take the first change that tips the call, which other classifiers follow less often.
+        far: probability of the finding above which ``insist`` starts; ``sure`` where that is more.
         evidence: which map is the main one: "lig", which asks the classifier where the change mattered, "difference",
             the change itself, or "ig_negative".
         precision: of both descents; "auto" computes in bfloat16 where that is fast. All images, probabilities and maps
@@ -39,12 +42,14 @@ class ExplainConfig:
 
     refine: RefineConfig = field(default_factory=RefineConfig)
     persuade: PersuadeConfig = field(default_factory=PersuadeConfig)
+    insist: PersuadeConfig = field(default_factory=lambda: PersuadeConfig(rate=0.03, stay=5.0, within=0.0))
     frames: int = 11
     transfer: bool = True
     fade: float | None = 0.4
     masks: tuple[float, ...] = (0.5, 0.35, 0.2, 0.1)
     boosts: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
     sure: float = 0.05
+    far: float = 0.2
     evidence: str = "lig"
     precision: Precision = "auto"
     smoothing: float = 1 / 64
@@ -57,6 +62,8 @@ class ExplainConfig:
                 raise InputError("must name at least one", field=name)
         if not 0 < self.sure <= CALLED:
             raise InputError(f"{self.sure} must be above 0 and at most {CALLED}", field="sure")
+        if not 0 < self.far <= 1:
+            raise InputError(f"{self.far} must be above 0 and at most 1", field="far")
         if self.fade is not None and not self.fade > 0:
             raise InputError(f"{self.fade} must be above 0", field="fade")
         if self.frames < 2:

@@ -82,7 +82,9 @@ def load(folder: Path, classifier: nn.Module | None, device: str = "cpu") -> Med
         networks.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(_DONOR)})
         told = dict(settings["explain"])
         told["refine"] = RefineConfig(**told["refine"])
-        told["persuade"] = PersuadeConfig(**told.get("persuade", {}))
+        for name in ("persuade", "insist"):
+            if name in told:
+                told[name] = PersuadeConfig(**told[name])
         config = ExplainConfig(**told)
         limits = {finding: Limits(**limit) for finding, limit in settings["limits"].items()}
         recipe = IntensityRecipe.from_dict(settings["recipe"]) if settings["recipe"] is not None else None

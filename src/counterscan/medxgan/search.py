@@ -3,6 +3,7 @@
 y = G(z1, 0), or with the z2 of another image       where the way leads
 x' = x + m (y - x^)                                 residual transfer, m as tight as convinces
 y moved on within m, then larger differences        where no m convinces
+y moved on everywhere                               where the judges are far from sure even so
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from counterscan.counterpart import Query
 from counterscan.errors import InputError
 from counterscan.medxgan.explain_config import CALLED, ExplainConfig
-from counterscan.medxgan.inversion import persuade
+from counterscan.medxgan.inversion import PersuadeConfig, persuade
 from counterscan.medxgan.model import Code, MedXGANNetworks
 from counterscan.training.precision import autocast
 from counterscan.transfer import kept_texture, transfer_mask
@@ -70,17 +71,22 @@ class CounterpartSearch:
             InputError: a finding is to be brought in, and there are no donors.
         """
         goal = self._healed(code) if self.query.direction == "remove" else self._lent(code, donors)
-        mask, boost, objection = self._smallest(goal, self.config.boosts[:1])
-        unsure = torch.nonzero(objection > self.config.sure)[:, 0]
+        config, found = self.config, self._smallest(goal, self.config.masks, self.config.boosts[:1])
+        unsure = torch.nonzero(found.objection > config.sure)[:, 0]
         if len(unsure):
-            if self.config.persuade.steps > 0:
-                goal = self._persuaded(goal, unsure)
-            mask, boost, _ = self._smallest(goal, self.config.boosts)
-        factor = (boost * self.query.strength).view(-1, 1, 1, 1)
+            goal = self._persuaded(goal, unsure, config.persuade, config.masks[-1])
+            found = self._smallest(goal, config.masks, config.boosts)
+        far = torch.nonzero(found.objection > max(config.far, config.sure))[:, 0]
+        if len(far) and config.insist.steps > 0:
+            other = self._persuaded(goal, far, config.insist, config.insist.within)
+            there = self._smallest(other, (config.insist.within,), config.boosts)
+            better = far[there.objection[far] < found.objection[far]]
+            goal, found = goal.taking(better, other), found.taking(better, there)
+        mask, factor = found.mask, (found.boost * self.query.strength).view(-1, 1, 1, 1)
         frames = [self.x if self.config.transfer else self.again]
         for strength in torch.linspace(0, 1, self.config.frames).tolist()[1:]:
             frames.append(self._carried(factor * self._change(goal, strength), mask))
-        return torch.stack(frames), boost
+        return torch.stack(frames), found.boost
 
     @property
     def _margins(self) -> list[Callable[[Tensor], Tensor]]:
@@ -123,27 +129,29 @@ class CounterpartSearch:
             chosen = Code(code.z1, torch.where(better.view(-1, 1, 1, 1, 1), end.z2, chosen.z2))
         return _Goal(code, chosen, best, torch.ones_like(self.x))
 
-    def _persuaded(self, goal: _Goal, rows: Tensor) -> _Goal:
-        """The goal, some rows of it moved on within their own differences."""
-        config, again = self.config.persuade, self.again[rows]
+    def _persuaded(self, goal: _Goal, rows: Tensor, config: PersuadeConfig, threshold: float) -> _Goal:
+        """The goal, some rows of it moved on within their own differences; judged with the mask of that threshold."""
+        if config.steps <= 0:
+            return goal
+        again = self.again[rows]
         within = self.inside[rows] * transfer_mask(goal.image[rows] - again, threshold=config.within)
 
         def shown(image: Tensor, some: Tensor) -> Tensor:
             change = within[some] * (image - again[some])
-            return self._carried(change, transfer_mask(change.detach(), threshold=self.config.masks[-1]), rows[some])
+            return self._carried(change, transfer_mask(change.detach(), threshold=threshold), rows[some])
 
         wanted = math.log(self.config.sure / (1 - self.config.sure))
         with autocast(self.x.device, self.config.precision):
             moved = persuade(goal.end.select(rows), self.networks.generate, shown, self._margins, config, wanted)
         return goal.replaced(rows, moved, self.networks.generate(moved).float(), within)
 
-    def _smallest(self, goal: _Goal, boosts: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-        """The tightest mask (N, 1, H, W), then the smallest factor (N,), with which all judges are sure; where none
-        suffices, those that come nearest. And the probability (N,) of what is not wanted that is left."""
+    def _smallest(self, goal: _Goal, thresholds: Sequence[float], boosts: Sequence[float]) -> _Found:
+        """The tightest mask, then the smallest factor, with which all judges are sure; where none suffices, those that
+        come nearest."""
         difference = self._change(goal, 1.0)
         masks = [self.inside]
         if self.config.transfer:
-            masks = [self.inside * transfer_mask(difference, threshold=threshold) for threshold in self.config.masks]
+            masks = [self.inside * transfer_mask(difference, threshold=threshold) for threshold in thresholds]
         attempts = [(mask, boosts[0]) for mask in masks] + [(masks[-1], boost) for boost in boosts[1:]]
         chosen, factors = masks[-1], torch.ones(len(difference), device=difference.device)
         least = torch.full_like(factors, float("inf"))
@@ -157,7 +165,7 @@ class CounterpartSearch:
                 factors, least = torch.where(better, factor, factors), torch.where(better, left, least)
             if bool((least <= self.config.sure).all()):
                 break
-        return chosen, factors, least
+        return _Found(chosen.expand_as(difference), factors, least)
 
     def _change(self, goal: _Goal, strength: float) -> Tensor:
         """What the generator changes in a share of the way."""
@@ -175,6 +183,20 @@ class CounterpartSearch:
 
 
 @dataclass(frozen=True)
+class _Found:
+    """Masks (N, 1, H, W), factors (N,) on the differences, and what is left (N,) of what is not wanted."""
+
+    mask: Tensor
+    boost: Tensor
+    objection: Tensor
+
+    def taking(self, rows: Tensor, other: _Found) -> _Found:
+        """With what another search found for some rows."""
+        pairs = ((self.mask, other.mask), (self.boost, other.boost), (self.objection, other.objection))
+        return _Found(*(a.index_copy(0, rows, b[rows]) for a, b in pairs))
+
+
+@dataclass(frozen=True)
 class _Goal:
     """Two codes, the generator's image of the second, and where (N, 1, H, W) it may differ."""
 
@@ -187,6 +209,10 @@ class _Goal:
         """The code at a share of the way."""
         z1, z2 = (a + strength * (b - a) for a, b in ((self.start.z1, self.end.z1), (self.start.z2, self.end.z2)))
         return Code(z1, z2)
+
+    def taking(self, rows: Tensor, other: _Goal) -> _Goal:
+        """With some rows of another goal."""
+        return self.replaced(rows, other.end.select(rows), other.image[rows], other.within[rows])
 
     def replaced(self, rows: Tensor, end: Code, image: Tensor, within: Tensor) -> _Goal:
         """With other ends of some rows."""
