@@ -176,7 +176,8 @@ class MedXGAN:
             One per image. ``path`` leads from the image (strength 0) to the counterpart (strength 1) with the
             classifier's probabilities; ``extras`` holds the maps "difference" (signed, image - counterpart), "lig" and
             "ig_negative", and the "reconstruction"; ``figures`` the quality: "psnr", "logit_gap",
-            "completeness_gap", "boost", "flipped", and "witnessed", the share of witnesses that the counterpart
+            "completeness_gap", "flipped", "boost", "insisted" (1 where no change of a part of the image was enough and
+            it was allowed anywhere), and "witnessed", the share of witnesses that the counterpart
             convinces, where there are any.
 
         Raises:
@@ -205,7 +206,7 @@ class MedXGAN:
             before, reconstructed = self._logits(x)[:, column], self._logits(again)[:, column]
             valid = None if batch.valid is None else batch.valid.to(x.device)
             search = CounterpartSearch(self.networks, self.judges, self.config, query, column, x, again, valid)
-            path, boost = search.path(code, self.donors.get(query.finding))  # (K, N, 1, H, W)
+            path, searched = search.path(code, self.donors.get(query.finding))  # (K, N, 1, H, W)
             logits = self._logits(path.flatten(0, 1)).view(len(path), len(x), -1)
         outputs, rise = logits.sigmoid(), logits[0, :, column] - logits[-1, :, column]
         counterpart = path[-1]
@@ -231,8 +232,8 @@ class MedXGAN:
             "psnr": psnr(x, again),
             "logit_gap": (before - reconstructed).abs(),
             "completeness_gap": gap,
-            "boost": boost,
             "flipped": flipped.float(),
+            **searched,
         }
         if self.witnesses:
             with torch.no_grad():

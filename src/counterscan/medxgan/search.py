@@ -57,7 +57,7 @@ class CounterpartSearch:
         self.judges, self.sign = judges, 1.0 if query.direction == "remove" else -1.0
 
     @torch.no_grad()
-    def path(self, code: Code, donors: Tensor | None) -> tuple[Tensor, Tensor]:
+    def path(self, code: Code, donors: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The way from image (or reconstruction) to counterpart.
 
         Args:
@@ -65,13 +65,15 @@ class CounterpartSearch:
             donors: (B, pathology, h, w), see ``MedXGAN``.
 
         Returns:
-            Frames (K, N, 1, H, W), and the factors (N,) on the generator's differences.
+            Frames (K, N, 1, H, W), and figures (N,): "boost", the factor on the generator's difference, and
+            "insisted", 1 where the change was allowed anywhere.
 
         Raises:
             InputError: a finding is to be brought in, and there are no donors.
         """
         goal = self._healed(code) if self.query.direction == "remove" else self._lent(code, donors)
         config, found = self.config, self._smallest(goal, self.config.masks, self.config.boosts[:1])
+        insisted = torch.zeros_like(found.boost)
         unsure = torch.nonzero(found.objection > config.sure)[:, 0]
         if len(unsure):
             goal = self._persuaded(goal, unsure, config.persuade, config.masks[-1])
@@ -82,11 +84,12 @@ class CounterpartSearch:
             there = self._smallest(other, (config.insist.within,), config.boosts)
             better = far[there.objection[far] < found.objection[far]]
             goal, found = goal.taking(better, other), found.taking(better, there)
+            insisted[better] = 1
         mask, factor = found.mask, (found.boost * self.query.strength).view(-1, 1, 1, 1)
         frames = [self.x if self.config.transfer else self.again]
         for strength in torch.linspace(0, 1, self.config.frames).tolist()[1:]:
             frames.append(self._carried(factor * self._change(goal, strength), mask))
-        return torch.stack(frames), found.boost
+        return torch.stack(frames), {"boost": found.boost, "insisted": insisted}
 
     @property
     def _margins(self) -> list[Callable[[Tensor], Tensor]]:

@@ -203,7 +203,7 @@ class Validation:
     Attributes:
         store: validation rows.
         called: (N, C) calls of the classifier.
-        explain: how the finished explainer will explain; here without refinement and boosts.
+        explain: how the finished explainer will explain; here without any descent and without boosts.
     """
 
     store: PreparedStore
@@ -213,7 +213,8 @@ class Validation:
     def __call__(self, networks: nn.Module, classifier: nn.Module) -> dict[str, float]:
         """``psnr`` of reconstructions, ``flip`` of images called positive, mean ``change`` by the images' calls."""
         assert isinstance(networks, MedXGANNetworks)
-        config = replace(self.explain, refine=replace(self.explain.refine, steps=0), boosts=(1.0,), frames=2)
+        still = {name: replace(getattr(self.explain, name), steps=0) for name in ("refine", "persuade", "insist")}
+        config = replace(self.explain, **still, boosts=(1.0,), frames=2)
         figures: dict[str, list[Tensor]] = {"psnr": [], "flip": [], "change_positive": [], "change_negative": []}
         trainable = [p.requires_grad for p in networks.parameters()]
         explainer = MedXGAN(networks, classifier, config=config)
