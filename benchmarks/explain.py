@@ -176,6 +176,11 @@ def fewer(store: PreparedStore, finding: str, most: int) -> PreparedStore:
     return view
 
 
+def summed(agreements: list[tuple[int, int]]) -> tuple[int, int] | None:
+    """Of all runs together."""
+    return (sum(a for a, _ in agreements), sum(n for _, n in agreements)) if agreements else None
+
+
 def report(options: Options) -> None:
     """Train and judge every run; write ``evaluation.json``, ``per_image.csv`` and ``results.md``; print the tables."""
     with multiprocessing.get_context("spawn").Pool(
@@ -188,7 +193,7 @@ def report(options: Options) -> None:
     pooled = ExplainerEvaluation(
         Evaluation.concat([part.evaluation for part in parts]),
         {name: [entry for part in parts for entry in part.realism[name]] for name in systems},
-        agreement=tuple(map(sum, zip(*(part.agreement for part in parts if part.agreement), strict=True))),  # type: ignore[arg-type]
+        agreement=summed([part.agreement for part in parts if part.agreement is not None]),
     )
     pooled.save(options.out)
     spent = {key: [round(took[k].get(key, 0) / 60, 1) for k in sorted(took)] for key in ("classifier", "medXGAN+")}
