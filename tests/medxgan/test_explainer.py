@@ -146,7 +146,7 @@ def test_who_is_far_from_sure_is_persuaded_anywhere() -> None:
 
     held, freed, never = explained(), explained(insist=insist), explained(insist=insist, far=1.0)
     assert held[0].verdict.startswith("not flipped")
-    assert freed[0].verdict == "ok"
+    assert freed[0].verdict.startswith("ok, but only a change anywhere")
     assert [answer.figures["insisted"] for answer in (*held, *freed, *never)] == [0, 0, 1, 0, 0, 0]
     assert float(held[0].delta[0, 13, 13]) < 0.1 < float(freed[0].delta[0, 13, 13])
     assert torch.equal(never[0].counterpart, held[0].counterpart)  # type: ignore[arg-type]

@@ -294,6 +294,8 @@ class MedXGAN:
             return f"not flipped: the classifier's call stays (p = {p1:.2f})"
         if figures.get("witnessed", 1.0) < 1:
             return "not witnessed: networks that learned to answer as the classifier does are not convinced"
+        if figures["insisted"]:
+            return "ok, but only a change anywhere in the image convinces; what the classifier goes by may be no lesion"
         return "ok"
 
     def _name(self, column: int) -> str:
