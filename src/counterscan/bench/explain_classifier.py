@@ -15,6 +15,8 @@ from counterscan.errors import InputError
 from counterscan.nets.cnn import Classifier
 from counterscan.training.checkpoint import weights_digest
 
+_AT_ONCE = 128  # images
+
 
 class Reading:
     """One finding as a classifier sees it. Images may be on any device; answers are on the CPU.
@@ -54,9 +56,14 @@ class Reading:
         p = logits.sigmoid() if self.own is None else self.own.probabilities(logits)
         return p[:, self.column].cpu()
 
+    def of(self, store: PreparedStore, rows: np.ndarray) -> np.ndarray:
+        """(n,) probabilities of images of a store, which are read some at a time."""
+        parts = [self.probabilities(store.images(rows[i : i + _AT_ONCE])) for i in range(0, len(rows), _AT_ONCE)]
+        return torch.cat(parts).numpy() if parts else np.zeros(0, np.float32)
+
     def _logits(self, images: Tensor) -> Tensor:
         with evaluating(self.classifier):
-            parts = [self.classifier(part.to(self.device)).float() for part in images.split(128)]
+            parts = [self.classifier(part.to(self.device)).float() for part in images.split(_AT_ONCE)]
         return torch.cat(parts) if parts else torch.zeros(0, self.column + 1)
 
 
@@ -86,11 +93,10 @@ def agreement_on_negatives(
 
     A counterpart is to be such an image, so an oracle's flip rate is to be read against this share.
     """
-    images = store.images(rows_of(store, rows))
+    chosen, reading = rows_of(store, rows), Reading(classifier, finding)
     judge = Reading(oracle, finding, calibrated=True, field="oracle")
-    negative = Reading(classifier, finding).margins(images) < 0
-    agree = judge.probabilities(images[negative]) < judge.threshold
-    return int(agree.sum()), int(negative.sum())
+    negative = chosen[reading.of(store, chosen) < reading.threshold]
+    return int((judge.of(store, negative) < judge.threshold).sum()), len(negative)
 
 
 def device_of(module: Any) -> torch.device:
@@ -111,8 +117,7 @@ def called_positive(
         InputError: there are none, or the classifier does not know the finding.
     """
     chosen, reading = rows_of(store, rows), Reading(classifier, finding)
-    p = [reading.probabilities(store.images(chosen[i : i + 128])) for i in range(0, len(chosen), 128)]
-    called = chosen[torch.cat(p).numpy() >= reading.threshold] if p else chosen
+    called = chosen[reading.of(store, chosen) >= reading.threshold]
     ill = np.ones(len(called), dtype=bool)
     if finding in store.findings:
         ill = store.labels[called, store.findings.index(finding)] == 1
@@ -132,5 +137,4 @@ def without(store: PreparedStore, split: str, finding: str, classifier: nn.Modul
     if finding in store.findings:
         return rows[store.labels[rows, store.findings.index(finding)] == 0]
     reading = Reading(classifier, finding)
-    p = [reading.probabilities(store.images(rows[i : i + 128])) for i in range(0, len(rows), 128)]
-    return rows[torch.cat(p).numpy() < reading.threshold] if p else rows
+    return rows[reading.of(store, rows) < reading.threshold]

@@ -108,7 +108,7 @@ class PersuadeConfig:
 
     def __post_init__(self) -> None:
         if self.ask_all_every < 1:
-            raise InputError(f"{self.ask_all_every} must be at least 1", field="persuade.ask_all_every")
+            raise InputError(f"{self.ask_all_every} must be at least 1", field="ask_all_every")
 
 
 def persuade(
@@ -171,13 +171,12 @@ def persuade(
 
 def _of_the_strictest(margins: Sequence[Callable[[Tensor], Tensor]], images: Tensor, strictest: Tensor) -> Tensor:
     """(M,) margin of each image's own judge."""
-    parts = [(rows, margin(images[rows])) for k, margin in enumerate(margins) if len(rows := _rows(strictest == k))]
-    order = torch.cat([rows for rows, _ in parts]).argsort()
-    return torch.cat([margin for _, margin in parts])[order]
-
-
-def _rows(chosen: Tensor) -> Tensor:
-    return torch.nonzero(chosen)[:, 0]
+    found = images.new_zeros(len(images))
+    for k, margin in enumerate(margins):
+        own = strictest == k
+        if bool(own.any()):
+            found = found.masked_scatter(own, margin(images[own]))
+    return found
 
 
 def latent_optimisation(
