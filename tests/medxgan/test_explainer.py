@@ -83,6 +83,31 @@ def test_a_counterpart_goes_as_far_as_the_classifier_is_to_be_sure(sure: float, 
     assert answer.score_after < 0.5  # the call changes in any case
 
 
+@pytest.mark.parametrize(("near", "stays"), [(0.0, False), (0.1, True)])
+def test_where_nothing_suffices_a_wider_mask_must_be_worth_it(near: float, stays: bool) -> None:
+    x = spotted()[:1]
+    x[0, 0, 13, 13] = 0.28  # p is 0.29 with it and 0.27 without, and 0.2 is asked for
+    system = exact(replace(EXACT, sure=0.2, boosts=(1.0,), near=near))
+    (answer,) = system.explain(x, FINDING)
+    assert float(answer.delta[0, 5, 5]) == pytest.approx(0.5)
+    assert float(answer.delta[0, 13, 13]) == pytest.approx(0 if stays else 0.08)
+
+
+@pytest.mark.parametrize(("felt", "stays"), [(0.01, True), (0.0, False)])
+def test_what_the_classifier_does_not_feel_is_not_moved(felt: float, stays: bool) -> None:
+    class LeftOnly(Peak):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x[..., :8])
+
+    x = spotted()[:1]
+    x[0, 0, 12:15, 12:15] = 0.7
+    config = replace(EXACT, boosts=(1.0,), persuade=PersuadeConfig(rate=0.03, felt=felt))
+    (answer,) = MedXGAN(Half(), LeftOnly(), config=config, size=SIZE).explain(x, FINDING)
+    assert answer.verdict == "ok"
+    assert float(answer.delta[0, 5, 5]) > 0.25
+    assert (float(answer.delta[0, 13, 13]) == 0) is stays
+
+
 def test_what_the_generator_missed_of_the_lesion_goes_with_it() -> None:
     x = spotted()[:1]
     x[0, 0, 12, 12] = 0.21  # no lesion, and no generator shows it
@@ -123,11 +148,11 @@ def test_what_does_not_convince_is_moved_on_within_its_own_differences() -> None
 
 
 def test_who_is_far_from_sure_is_persuaded_anywhere() -> None:
-    # The generator hardly changes what is at the border: too little for the first descent to move within.
+    # The generator hardly changes what is at the border: the first descent moves only what is felt most.
     x = spotted()
     x[0, 0, 12:15, 12:15] = 0.6  # logit of it alone: 2.6
-    config = replace(EXACT, boosts=(1.0,), persuade=PersuadeConfig(rate=0.03))
-    insist = PersuadeConfig(steps=40, rate=0.03, stay=0.1, within=0.0)
+    config = replace(EXACT, boosts=(1.0,), persuade=PersuadeConfig(rate=0.03, felt=0.5))
+    insist = PersuadeConfig(steps=40, rate=0.03, stay=0.1, felt=0.0)
 
     class Blind(Half):
         """Sees no pathology outside the upper left."""
@@ -188,6 +213,11 @@ def test_descents_in_bfloat16_leave_answers_in_float32() -> None:
         assert torch.equal(ours.path.frames[0], ours.image)
         assert theirs.counterpart is not None
         assert float((ours.counterpart - theirs.counterpart).abs().mean()) < 0.005  # changes are about 0.02
+
+
+def test_a_share_below_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="near"):
+        ExplainConfig(near=-0.1)
 
 
 def test_a_fade_of_nothing_is_refused() -> None:

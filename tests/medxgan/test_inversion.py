@@ -188,6 +188,25 @@ def test_persuasion_ends_only_when_every_judge_is_convinced() -> None:
     assert (late.z1 - end.z1).abs().max() > 1.5 * config.rate
 
 
-def test_every_how_many_steps_all_are_asked_is_at_least_one() -> None:
-    with pytest.raises(InputError, match="ask_all_every"):
-        PersuadeConfig(ask_all_every=0)
+@pytest.mark.parametrize("patience", [2, 4])
+def test_persuasion_gives_up_where_nothing_moves_the_judge(patience: int) -> None:
+    net, asked = networks(), list[int]()
+    end = net.encode(images()).scaled(0.0, 0).detach()
+
+    def moved(shown: Tensor) -> Tensor:
+        """The first image's judge is moved, the others' stays."""
+        asked.append(len(shown))
+        can = torch.zeros(len(shown))
+        can[0] = 100.0
+        return can * shown.mean(dim=(1, 2, 3)) + 1
+
+    config = PersuadeConfig(steps=12, rate=0.05, stay=0.0, noise=0.0, move=0.0, patience=patience)
+    persuade(end, net.generate, lambda image, _: image, [moved], config, -100.0)
+    # The first step has nothing to be compared with.
+    assert asked == [3] * (patience + 1) + [1] * (12 - patience - 1)
+
+
+@pytest.mark.parametrize("field", ["ask_all_every", "patience"])
+def test_counts_of_persuasion_are_at_least_one(field: str) -> None:
+    with pytest.raises(InputError, match=field):
+        PersuadeConfig(**{field: 0})

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from counterscan.errors import InputError
-from counterscan.medxgan import MedXGAN, MedXGANConfig, MedXGANNetworks, ObjectiveConfig, WitnessConfig, fit
+from counterscan.files import read_json, write_json
+from counterscan.medxgan import (
+    MedXGAN,
+    MedXGANConfig,
+    MedXGANNetworks,
+    ObjectiveConfig,
+    PersuadeConfig,
+    WitnessConfig,
+    fit,
+)
 from counterscan.medxgan.objective import MedXGANTask
 from counterscan.medxgan.training import Validation, calls
 from counterscan.training import TrainConfig
@@ -76,6 +85,18 @@ def test_it_is_the_same_after_loading(trained: tuple[MedXGAN, Path]) -> None:
     assert loaded.settings() == explainer.settings()
     assert len(loaded.witnesses) == 1
     assert loaded.explain(x, 0, "add")[0].counterpart is not None
+
+
+def test_descents_of_earlier_settings_are_read(trained: tuple[MedXGAN, Path], tmp_path: Path) -> None:
+    folder = trained[0].save_pretrained(tmp_path)
+    settings = read_json(folder / "medxgan.json")
+    for name, within in (("persuade", 0.2), ("insist", 0.0)):
+        del settings["explain"][name]["felt"]
+        settings["explain"][name]["within"] = within
+    write_json(folder / "medxgan.json", settings)
+    config = MedXGAN.from_pretrained(folder, Blobs()).config
+    assert config.persuade.felt == PersuadeConfig().felt
+    assert config.insist.felt == 0
 
 
 def test_another_or_no_classifier_is_refused(trained: tuple[MedXGAN, Path]) -> None:

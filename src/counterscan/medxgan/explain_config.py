@@ -20,16 +20,17 @@ class ExplainConfig:
     Attributes:
         refine: descent after E's one pass.
         persuade: descent on counterparts of which the classifier is not ``sure``.
-        insist: a further descent, by default all over the image, where the classifier is still ``far`` from sure: what
-            it goes by may be no lesion but the whole image.
+        insist: a further descent, by default anywhere in the image, where the classifier is still ``far`` from sure:
+            what it goes by may be no lesion but the whole image.
         frames: of the way from image to counterpart, both included.
         transfer: take only the difference from the generator and keep the image's own texture elsewhere; else the
             answer is the generator's image.
         fade: mean |change| around a pixel from which the image's own texture, which the generator misses, gives way to
             the generator's: there it is the lesion's. None keeps all of it.
         masks: thresholds of ``transfer_mask`` that are tried in turn, tight ones first, until the classifier is sure.
-        boosts: factors on the difference that are then tried with the last mask. Where nothing suffices, the attempt
-            that comes nearest is the answer.
+        boosts: factors on the difference that are then tried with the last mask.
+        near: where no attempt suffices, the first is the answer that leaves no more of what is not wanted than the best
+            does and this share of that: a wider mask or a larger change must be worth it.
         sure: probability of the finding at which the classifier is sure that it is gone; 1 - sure that it is there.
             One half would take the first change that tips the call, which other classifiers follow less often.
         far: probability of the finding above which ``insist`` starts; ``sure`` where that is more.
@@ -42,12 +43,13 @@ class ExplainConfig:
 
     refine: RefineConfig = field(default_factory=RefineConfig)
     persuade: PersuadeConfig = field(default_factory=PersuadeConfig)
-    insist: PersuadeConfig = field(default_factory=lambda: PersuadeConfig(rate=0.03, stay=5.0, within=0.0))
+    insist: PersuadeConfig = field(default_factory=lambda: PersuadeConfig(rate=0.03, stay=5.0, felt=0.0))
     frames: int = 11
     transfer: bool = True
     fade: float | None = 0.4
     masks: tuple[float, ...] = (0.5, 0.35, 0.2, 0.1)
     boosts: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
+    near: float = 0.01
     sure: float = 0.05
     far: float = 0.2
     evidence: str = "lig"
@@ -62,6 +64,8 @@ class ExplainConfig:
                 raise InputError("must name at least one", field=name)
         if not 0 < self.sure <= CALLED:
             raise InputError(f"{self.sure} must be above 0 and at most {CALLED}", field="sure")
+        if not self.near >= 0:
+            raise InputError(f"{self.near} must not be negative", field="near")
         if not 0 < self.far <= 1:
             raise InputError(f"{self.far} must be above 0 and at most 1", field="far")
         if self.fade is not None and not self.fade > 0:

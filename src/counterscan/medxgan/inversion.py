@@ -14,6 +14,7 @@ from counterscan.errors import InputError
 from counterscan.medxgan.model import Code
 
 Generate = Callable[[Code], Tensor]
+_PROGRESS = 0.05  # fall of a margin that counts as progress, however many steps it takes
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,14 @@ class PersuadeConfig:
         rate: its learning rate.
         stay: weight of the image staying where it was.
         noise, move: of what the classifier is shown, as in training; see ``medxgan.objective``.
-        within: threshold of ``transfer_mask`` on the first difference; nothing is changed elsewhere.
+        felt: where the image may change: threshold of ``transfer_mask`` on how strongly the classifier feels the
+            change so far, so that nothing is changed to which it pays no heed; 0 allows all of the image.
         ask_all_every: steps between those that ask every judge; the others ask the one who objected most then.
+        patience: steps without progress after which an image's descent ends: the smoothed labels of a classifier's
+            training can leave it less sure than is wanted, whatever it is shown.
 
     Raises:
-        InputError: ``ask_all_every`` below 1.
+        InputError: ``ask_all_every`` or ``patience`` below 1.
     """
 
     steps: int = 20
@@ -103,12 +107,14 @@ class PersuadeConfig:
     stay: float = 10.0
     noise: float = 0.05
     move: float = 0.03
-    within: float = 0.2
+    felt: float = 0.003
     ask_all_every: int = 3
+    patience: int = 6
 
     def __post_init__(self) -> None:
-        if self.ask_all_every < 1:
-            raise InputError(f"{self.ask_all_every} must be at least 1", field="ask_all_every")
+        for name in ("ask_all_every", "patience"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{getattr(self, name)} must be at least 1", field=name)
 
 
 def persuade(
@@ -147,6 +153,7 @@ def persuade(
         start = generate(Code(z1, z2)).float()
     moved, left = z1.detach().clone(), torch.arange(len(z1), device=z1.device)
     strictest = torch.zeros_like(left)  # judge of each image
+    least, waited = torch.full_like(left, torch.inf, dtype=z1.dtype), torch.zeros_like(left)
     with torch.enable_grad():
         for step in range(config.steps):
             image = generate(Code(z1[left], z2[left])).float()
@@ -162,8 +169,12 @@ def persuade(
             loss.sum().backward(inputs=[z1])
             adam.step()
             moved[left] = z1.detach()[left]
+            objection = objection.detach()
+            fell = objection < least[left] - _PROGRESS
+            waited[left] = torch.where(fell, 0, waited[left] + 1)
+            least[left] = torch.where(fell, objection, least[left])
             if all_asked:
-                left = left[objection.detach() > wanted]
+                left = left[(objection > wanted) & (waited[left] < config.patience)]
             if not len(left):
                 break
     return Code(moved, z2)

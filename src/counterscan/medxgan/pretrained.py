@@ -84,7 +84,7 @@ def load(folder: Path, classifier: nn.Module | None, device: str = "cpu") -> Med
         told["refine"] = RefineConfig(**told["refine"])
         for name in ("persuade", "insist"):
             if name in told:
-                told[name] = PersuadeConfig(**told[name])
+                told[name] = _persuasion(told[name])
         config = ExplainConfig(**told)
         limits = {finding: Limits(limit["psnr"], limit["gap"]) for finding, limit in settings["limits"].items()}
         recipe = IntensityRecipe.from_dict(settings["recipe"]) if settings["recipe"] is not None else None
@@ -115,6 +115,13 @@ def load(folder: Path, classifier: nn.Module | None, device: str = "cpu") -> Med
         recipe=recipe,
         checkpoint=sha256_file(folder / WEIGHTS)[:16],
     )
+
+
+def _persuasion(told: dict[str, Any]) -> PersuadeConfig:
+    """Settings of a descent; earlier versions bounded it by the difference, ``within``, and where that was 0 not."""
+    if told.pop("within", None) == 0:
+        told["felt"] = 0.0
+    return PersuadeConfig(**told)
 
 
 def card(explainer: MedXGAN) -> str:

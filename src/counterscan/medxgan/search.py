@@ -2,7 +2,8 @@
 
 y = G(z1, 0), or with the z2 of another image       where the way leads
 x' = x + m (y - x^)                                 residual transfer, m as tight as convinces
-y moved on within m, then larger differences        where no m convinces
+y moved on where the classifier feels it, then
+larger differences                                  where no m convinces
 y moved on everywhere                               where the judges are far from sure even so
 """
 
@@ -15,8 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from counterscan.care import smooth
 from counterscan.counterpart import Query
 from counterscan.errors import InputError
+from counterscan.medxgan.attribution import path_integrated_gradients, straight_path
 from counterscan.medxgan.explain_config import CALLED, ExplainConfig
 from counterscan.medxgan.inversion import PersuadeConfig, persuade
 from counterscan.medxgan.model import Code, MedXGANNetworks
@@ -24,6 +27,8 @@ from counterscan.training.precision import autocast
 from counterscan.transfer import kept_texture, transfer_mask
 
 _AT_ONCE = 16  # images of further attempts that are judged together, which is faster than one by one
+_ANYWHERE = 0.0  # as threshold of a mask: all that changes at all
+_FELT_AT = 4  # places between image and counterpart
 
 
 class CounterpartSearch:
@@ -80,8 +85,8 @@ class CounterpartSearch:
             found = self._smallest(goal, config.masks, config.boosts)
         far = torch.nonzero(found.objection > max(config.far, config.sure))[:, 0]
         if len(far) and config.insist.steps > 0:
-            other = self._persuaded(goal, far, config.insist, config.insist.within)
-            there = self._smallest(other, (config.insist.within,), config.boosts)
+            other = self._persuaded(goal, far, config.insist, _ANYWHERE)
+            there = self._smallest(other, (_ANYWHERE,), config.boosts)
             better = far[there.objection[far] < found.objection[far]]
             goal, found = goal.taking(better, other), found.taking(better, there)
             insisted[better] = 1
@@ -133,11 +138,12 @@ class CounterpartSearch:
         return _Goal(code, chosen, best, torch.ones_like(self.x))
 
     def _persuaded(self, goal: _Goal, rows: Tensor, config: PersuadeConfig, threshold: float) -> _Goal:
-        """The goal, some rows of it moved on within their own differences; judged with the mask of that threshold."""
+        """The goal, some rows of it moved on where the classifier feels it; judged with the mask of that threshold."""
         if config.steps <= 0:
             return goal
-        again = self.again[rows]
-        within = self.inside[rows] * transfer_mask(goal.image[rows] - again, threshold=config.within)
+        again, within = self.again[rows], self.inside[rows]
+        if config.felt > 0:
+            within = within * transfer_mask(self._felt(goal, rows, threshold), threshold=config.felt, floor=0)
 
         def shown(image: Tensor, some: Tensor) -> Tensor:
             change = within[some] * (image - again[some])
@@ -148,27 +154,39 @@ class CounterpartSearch:
             moved = persuade(goal.end.select(rows), self.networks.generate, shown, self._margins, config, wanted)
         return goal.replaced(rows, moved, self.networks.generate(moved).float(), within)
 
+    def _felt(self, goal: _Goal, rows: Tensor, threshold: float) -> Tensor:
+        """Where the classifier feels the change so far, (M, 1, H, W): Integrated Gradients in both signs, blurred. Of a
+        change that it does not feel at all, the change itself."""
+        change = goal.image[rows] - self.again[rows]
+        moved = self._carried(change, self.inside[rows] * transfer_mask(change, threshold=threshold), rows)
+        way = straight_path(moved, self.x[rows], _FELT_AT)
+        with autocast(self.x.device, self.config.precision):
+            felt = path_integrated_gradients(way, self._margins[0])
+        felt = smooth(felt, self.config.smoothing).abs()
+        return torch.where(felt.flatten(1).any(dim=1).view(-1, 1, 1, 1), felt, change.abs())
+
     def _smallest(self, goal: _Goal, thresholds: Sequence[float], boosts: Sequence[float]) -> _Found:
-        """The tightest mask, then the smallest factor, with which all judges are sure; where none suffices, those that
-        come nearest."""
+        """The tightest mask, then the smallest factor, with which all judges are sure; where none suffices, the first
+        that comes as near as any or nearly so."""
         difference = self._change(goal, 1.0)
         masks = [self.inside]
         if self.config.transfer:
             masks = [self.inside * transfer_mask(difference, threshold=threshold) for threshold in thresholds]
         attempts = [(mask, boosts[0]) for mask in masks] + [(masks[-1], boost) for boost in boosts[1:]]
-        chosen, factors = masks[-1], torch.ones(len(difference), device=difference.device)
-        least = torch.full_like(factors, float("inf"))
-        together = max(1, _AT_ONCE // len(difference))
+        count, left = len(difference), list[Tensor]()
+        together = max(1, _AT_ONCE // count)
         for some in (attempts[k : k + together] for k in range(0, len(attempts), together)):
             images = [self._carried(factor * self.query.strength * difference, mask) for mask, factor in some]
-            lefts = self._objection(torch.cat(images)).view(len(some), -1)
-            for (mask, factor), left in zip(some, lefts, strict=True):
-                better = (least > self.config.sure) & (left < least)
-                chosen = torch.where(better.view(-1, 1, 1, 1), mask, chosen)
-                factors, least = torch.where(better, factor, factors), torch.where(better, left, least)
+            left += self._objection(torch.cat(images)).view(len(some), count)
+            least = torch.stack(left).amin(dim=0)
             if bool((least <= self.config.sure).all()):
                 break
-        return _Found(chosen.expand_as(difference), factors, least)
+        enough = ((1 + self.config.near) * least).clamp_min(self.config.sure)
+        first = (torch.stack(left) <= enough).int().argmax(dim=0)  # argmax takes the first of equals
+        tried = [attempts[k] for k in first.tolist()]
+        chosen = torch.cat([mask.expand_as(difference)[i : i + 1] for i, (mask, _) in enumerate(tried)])
+        factors = torch.tensor([factor for _, factor in tried], device=difference.device)
+        return _Found(chosen, factors, torch.stack(left).gather(0, first[None])[0])
 
     def _change(self, goal: _Goal, strength: float) -> Tensor:
         """What the generator changes in a share of the way."""
