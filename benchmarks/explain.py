@@ -128,7 +128,9 @@ def one_run(options: Options, run: int) -> tuple[int, dict[str, float]]:
     torch.set_num_threads(1)
     store, folder = options.store(run), options.out / f"run{run}"
     folder.mkdir(parents=True, exist_ok=True)
-    asked = plain({name: getattr(options, name) for name in ("masks", "most", "sample", "rivals", "slow", "published")})
+    explain = replace(ExplainConfig(), masks=options.masks)  # as the package explains now
+    asked = {name: getattr(options, name) for name in ("most", "sample", "rivals", "slow", "published")}
+    asked = plain({**asked, "explain": explain})
     if (folder / "done.json").exists():
         done = read_json(folder / "done.json")
         if done["asked"] == asked:
@@ -144,7 +146,7 @@ def one_run(options: Options, run: int) -> tuple[int, dict[str, float]]:
         partial(fit, store, classifier, folder / "medxgan", explainer_config(options.steps, run)),
     )
     explainer = MedXGAN.from_pretrained(folder / "medxgan" / "model")
-    explainer.config = replace(ExplainConfig(), masks=options.masks)  # as the package explains now
+    explainer.config = explain
     published = None
     if options.published:
         took["published steps"] = train_published(options, store, folder, run, took["medXGAN+"])
