@@ -92,8 +92,8 @@ class CounterpartSearch:
             insisted[better] = 1
         mask, factor = found.mask, (found.boost * self.query.strength).view(-1, 1, 1, 1)
         frames = [self.x if self.config.transfer else self.again]
-        for strength in torch.linspace(0, 1, self.config.frames).tolist()[1:]:
-            frames.append(self._carried(factor * self._change(goal, strength), mask))
+        between = self._on_the_way(goal, torch.linspace(0, 1, self.config.frames).tolist()[1:-1])
+        frames += [self._carried(factor * self._change(goal, image), mask) for image in (*between, goal.image)]
         return torch.stack(frames), {"boost": found.boost, "insisted": insisted}
 
     @property
@@ -168,7 +168,7 @@ class CounterpartSearch:
     def _smallest(self, goal: _Goal, thresholds: Sequence[float], boosts: Sequence[float]) -> _Found:
         """The tightest mask, then the smallest factor, with which all judges are sure; where none suffices, the first
         that comes as near as any or nearly so."""
-        difference = self._change(goal, 1.0)
+        difference = self._change(goal, goal.image)
         masks = [self.inside]
         if self.config.transfer:
             masks = [self.inside * transfer_mask(difference, threshold=threshold) for threshold in thresholds]
@@ -188,9 +188,17 @@ class CounterpartSearch:
         factors = torch.tensor([factor for _, factor in tried], device=difference.device)
         return _Found(chosen, factors, torch.stack(left).gather(0, first[None])[0])
 
-    def _change(self, goal: _Goal, strength: float) -> Tensor:
-        """What the generator changes in a share of the way."""
-        image = goal.image if strength == 1 else self.networks.generate(goal.between(strength)).float()
+    def _on_the_way(self, goal: _Goal, strengths: Sequence[float]) -> list[Tensor]:
+        """The generator's images (N, 1, H, W) at shares of the way, some of them at once."""
+        images, together = list[Tensor](), max(1, _AT_ONCE // len(self.x))
+        for some in (strengths[k : k + together] for k in range(0, len(strengths), together)):
+            codes = [goal.between(strength) for strength in some]
+            code = Code(torch.cat([each.z1 for each in codes]), torch.cat([each.z2 for each in codes]))
+            images += self.networks.generate(code).float().chunk(len(some))
+        return images
+
+    def _change(self, goal: _Goal, image: Tensor) -> Tensor:
+        """What an image of the generator changes, where the goal may."""
         return goal.within * (image - self.again)
 
     def _carried(self, change: Tensor, mask: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
