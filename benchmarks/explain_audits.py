@@ -35,7 +35,7 @@ from counterscan.data.phantom.config import PhantomConfig
 from counterscan.data.phantom.marks import SHORTCUT_CORNER
 from counterscan.data.splits import folds, spaced
 from counterscan.data.store import PreparedStore
-from counterscan.medxgan import MedXGAN
+from counterscan.medxgan import ExplainConfig, MedXGAN
 from counterscan.medxgan.inversion import RefineConfig
 from counterscan.medxgan.published import PublishedMedXGAN
 from counterscan.medxgan.training import fit
@@ -94,7 +94,7 @@ class Shortcut:
         classifier = load_classifier(folder / "classifier")
         config = explainer_config(self.steps, seed)
         timed(folder, "medxgan", partial(fit, store, classifier, folder / "medxgan", config))
-        explainer = MedXGAN.from_pretrained(folder / "medxgan" / "model")
+        explainer = as_now(folder)
         reading, box = Reading(classifier, finding), tag_box(store.size)
         tagged = np.flatnonzero((store.split == "test") & tags)
         images = store.images(tagged)
@@ -231,7 +231,7 @@ class Speed(Trained):
     def run(self) -> None:
         """All of it."""
         store, _, rows = self.open()
-        explainer = MedXGAN.from_pretrained(self.run_folder / "medxgan" / "model")
+        explainer = as_now(self.run_folder)
         place = self.run_folder / "evaluation"
         peers = explain_peers(explainer, store, self.finding, folder=place, rivals=self.rivals)
         asked: dict[tuple[str, int], Callable[[Tensor], object]] = {}
@@ -259,6 +259,13 @@ class Speed(Trained):
         columns = ("System", "At once", "Seconds an image", "The slowest", "Ratio to medXGAN+, 50 steps, 12 at once")
         note = f"{facts()}; {len(images)} images, every one the median of {self.rounds} rounds; medians over them."
         publish(Table("Time", columns, cells, digits=3), note, self.run_folder / "speed.md")
+
+
+def as_now(run: Path) -> MedXGAN:
+    """A run's explainer, explaining as the package does now."""
+    explainer = MedXGAN.from_pretrained(run / "medxgan" / "model")
+    explainer.config = ExplainConfig()
+    return explainer
 
 
 def peer_answers(system: System, finding: str, images: Tensor) -> object:
