@@ -128,7 +128,7 @@ def one_run(options: Options, run: int) -> tuple[int, dict[str, float]]:
     torch.set_num_threads(1)
     store, folder = options.store(run), options.out / f"run{run}"
     folder.mkdir(parents=True, exist_ok=True)
-    explain = replace(ExplainConfig(), masks=options.masks)  # as the package explains now
+    explain = replace(ExplainConfig(), masks=options.masks)
     asked = {name: getattr(options, name) for name in ("most", "sample", "rivals", "slow", "published")}
     asked = plain({**asked, "explain": explain})
     if (folder / "done.json").exists():
@@ -145,14 +145,12 @@ def one_run(options: Options, run: int) -> tuple[int, dict[str, float]]:
         "medxgan",
         partial(fit, store, classifier, folder / "medxgan", explainer_config(options.steps, run)),
     )
-    explainer = MedXGAN.from_pretrained(folder / "medxgan" / "model")
-    explainer.config = explain
     published = None
     if options.published:
         took["published steps"] = train_published(options, store, folder, run, took["medXGAN+"])
         published = PublishedMedXGAN.from_pretrained(folder / "published" / "model")
     evaluate_explainer(
-        explainer,
+        as_now(folder, explain),
         fewer(store, options.finding, options.most),
         folder / "evaluation",
         findings=(options.finding,),
@@ -165,6 +163,13 @@ def one_run(options: Options, run: int) -> tuple[int, dict[str, float]]:
     )
     write_json(folder / "done.json", {"asked": asked, "took": took})
     return run, took
+
+
+def as_now(run: Path, config: ExplainConfig | None = None) -> MedXGAN:
+    """A run's explainer, explaining as the package does now, not as it did at the training."""
+    explainer = MedXGAN.from_pretrained(run / "medxgan" / "model")
+    explainer.config = ExplainConfig() if config is None else config
+    return explainer
 
 
 def fewer(store: PreparedStore, finding: str, most: int) -> PreparedStore:

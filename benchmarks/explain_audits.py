@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from explain import explainer_config, timed
+from explain import as_now, explainer_config, timed
 from real import with_split
 from record import facts, phantom_store, publish
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ from counterscan.data.phantom.config import PhantomConfig
 from counterscan.data.phantom.marks import SHORTCUT_CORNER
 from counterscan.data.splits import folds, spaced
 from counterscan.data.store import PreparedStore
-from counterscan.medxgan import ExplainConfig, MedXGAN
+from counterscan.medxgan import MedXGAN
 from counterscan.medxgan.inversion import RefineConfig
 from counterscan.medxgan.published import PublishedMedXGAN
 from counterscan.medxgan.training import fit
@@ -259,13 +259,6 @@ class Speed(Trained):
         columns = ("System", "At once", "Seconds an image", "The slowest", "Ratio to medXGAN+, 50 steps, 12 at once")
         note = f"{facts()}; {len(images)} images, every one the median of {self.rounds} rounds; medians over them."
         publish(Table("Time", columns, cells, digits=3), note, self.run_folder / "speed.md")
-
-
-def as_now(run: Path) -> MedXGAN:
-    """A run's explainer, explaining as the package does now."""
-    explainer = MedXGAN.from_pretrained(run / "medxgan" / "model")
-    explainer.config = ExplainConfig()
-    return explainer
 
 
 def peer_answers(system: System, finding: str, images: Tensor) -> object:

@@ -108,6 +108,24 @@ def test_what_the_classifier_does_not_feel_is_not_moved(felt: float, stays: bool
     assert (float(answer.delta[0, 13, 13]) == 0) is stays
 
 
+def test_without_transfer_what_the_generator_missed_is_no_change_that_is_felt() -> None:
+    class Misses(Half):
+        def encode(self, x: Tensor) -> Code:
+            code = super().encode(x)
+            keep = torch.ones(SIZE, SIZE)
+            keep[12:15, 12:15] = 0
+            return Code(code.z1 * keep + 0.25 * (1 - keep), code.z2 * keep)
+
+    x = spotted()[:1]
+    x[0, 0, 12:15, 12:15] = 1  # felt more than the other spot, if it counted
+    config = replace(EXACT, boosts=(1.0,), transfer=False, persuade=PersuadeConfig(rate=0.03, felt=0.9))
+    (answer,) = MedXGAN(Misses(), Peak(), config=config, size=SIZE).explain(x, FINDING)
+    assert answer.path is not None
+    moved = answer.path.frames[-1] - answer.path.frames[0]
+    assert float(moved[0, 5, 5]) < -0.3  # half of it the descent's
+    assert float(moved[0, 13, 13]) == 0
+
+
 def test_what_the_generator_missed_of_the_lesion_goes_with_it() -> None:
     x = spotted()[:1]
     x[0, 0, 12, 12] = 0.21  # no lesion, and no generator shows it
@@ -125,7 +143,7 @@ def test_what_the_generator_missed_of_the_lesion_goes_with_it() -> None:
         assert float(answer.delta[0, 12, 12]) == 0
 
 
-def test_what_does_not_convince_is_moved_on_within_its_own_differences() -> None:
+def test_what_does_not_convince_is_moved_on_where_it_is_felt() -> None:
     # The spot's other half stays and is called positive: logit 1.25.
     config = replace(EXACT, boosts=(1.0,))
     x = spotted()

@@ -26,7 +26,7 @@ from counterscan.medxgan.model import Code, MedXGANNetworks
 from counterscan.training.precision import autocast
 from counterscan.transfer import kept_texture, transfer_mask
 
-_AT_ONCE = 16  # images of further attempts that are judged together, which is faster than one by one
+_AT_ONCE = 16  # images that are judged or generated together, which is faster than one by one
 _ANYWHERE = 0.0  # as threshold of a mask: all that changes at all
 _FELT_AT = 4  # places between image and counterpart
 
@@ -91,10 +91,15 @@ class CounterpartSearch:
             goal, found = goal.taking(better, other), found.taking(better, there)
             insisted[better] = 1
         mask, factor = found.mask, (found.boost * self.query.strength).view(-1, 1, 1, 1)
-        frames = [self.x if self.config.transfer else self.again]
+        frames = [self._start]
         between = self._on_the_way(goal, torch.linspace(0, 1, self.config.frames).tolist()[1:-1])
         frames += [self._carried(factor * self._change(goal, image), mask) for image in (*between, goal.image)]
         return torch.stack(frames), {"boost": found.boost, "insisted": insisted}
+
+    @property
+    def _start(self) -> Tensor:
+        """What is changed: the image itself, without transfer its reconstruction."""
+        return self.x if self.config.transfer else self.again
 
     @property
     def _margins(self) -> list[Callable[[Tensor], Tensor]]:
@@ -159,7 +164,7 @@ class CounterpartSearch:
         change that it does not feel at all, the change itself."""
         change = goal.image[rows] - self.again[rows]
         moved = self._carried(change, self.inside[rows] * transfer_mask(change, threshold=threshold), rows)
-        way = straight_path(moved, self.x[rows], _FELT_AT)
+        way = straight_path(moved, self._start[rows], _FELT_AT)
         with autocast(self.x.device, self.config.precision):
             felt = path_integrated_gradients(way, self._margins[0])
         felt = smooth(felt, self.config.smoothing).abs()
@@ -173,20 +178,19 @@ class CounterpartSearch:
         if self.config.transfer:
             masks = [self.inside * transfer_mask(difference, threshold=threshold) for threshold in thresholds]
         attempts = [(mask, boosts[0]) for mask in masks] + [(masks[-1], boost) for boost in boosts[1:]]
-        count, left = len(difference), list[Tensor]()
+        count, left = len(difference), torch.empty(0, len(difference), device=difference.device)
         together = max(1, _AT_ONCE // count)
         for some in (attempts[k : k + together] for k in range(0, len(attempts), together)):
             images = [self._carried(factor * self.query.strength * difference, mask) for mask, factor in some]
-            left += self._objection(torch.cat(images)).view(len(some), count)
-            least = torch.stack(left).amin(dim=0)
-            if bool((least <= self.config.sure).all()):
+            left = torch.cat([left, self._objection(torch.cat(images)).view(len(some), count)])
+            if bool((left.amin(dim=0) <= self.config.sure).all()):
                 break
-        enough = ((1 + self.config.near) * least).clamp_min(self.config.sure)
-        first = (torch.stack(left) <= enough).int().argmax(dim=0)  # argmax takes the first of equals
+        enough = ((1 + self.config.near) * left.amin(dim=0)).clamp_min(self.config.sure)
+        first = (left <= enough).int().argmax(dim=0)  # argmax takes the first of equals
         tried = [attempts[k] for k in first.tolist()]
         chosen = torch.cat([mask.expand_as(difference)[i : i + 1] for i, (mask, _) in enumerate(tried)])
         factors = torch.tensor([factor for _, factor in tried], device=difference.device)
-        return _Found(chosen, factors, torch.stack(left).gather(0, first[None])[0])
+        return _Found(chosen, factors, left.gather(0, first[None])[0])
 
     def _on_the_way(self, goal: _Goal, strengths: Sequence[float]) -> list[Tensor]:
         """The generator's images (N, 1, H, W) at shares of the way, some of them at once."""
