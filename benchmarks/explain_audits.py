@@ -3,14 +3,17 @@
     python benchmarks/explain_audits.py shortcut --out runs/explain-shortcut
     python benchmarks/explain_audits.py retrained --run-folder runs/lgg/run0 --store runs/lgg/store --fold 0
     python benchmarks/explain_audits.py speed --run-folder runs/lgg/run0 --store runs/lgg/store --fold 0
+    python benchmarks/explain_audits.py strangers --run-folder runs/lgg/run0 --store runs/lgg/store --fold 0
 
 `shortcut`: a classifier learns from films whose consolidations mostly carry a tag in a corner; who points at the tag?
 `retrained`: the randomisation test for maps that do not ask the classifier when they explain: medXGAN+ is trained anew
 for a classifier whose layers were randomised. `speed`: seconds per explanation side by side in one process.
+`strangers`: are images unlike the training images told apart, and are those that need no change left alone?
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,10 +34,13 @@ from counterscan.bench.explain_stability import randomisation_test
 from counterscan.bench.subjects import study_batch
 from counterscan.classify import ClassifyConfig, load_classifier, train_classifier
 from counterscan.counterpart import Query, StudyBatch, System
+from counterscan.data.load import load
 from counterscan.data.phantom.config import PhantomConfig
 from counterscan.data.phantom.marks import SHORTCUT_CORNER
+from counterscan.data.readers import iter_images
 from counterscan.data.splits import folds, spaced
 from counterscan.data.store import PreparedStore
+from counterscan.errors import InputError
 from counterscan.medxgan import MedXGAN
 from counterscan.medxgan.inversion import RefineConfig
 from counterscan.medxgan.published import PublishedMedXGAN
@@ -261,6 +267,85 @@ class Speed(Trained):
         publish(Table("Time", columns, cells, digits=3), note, self.run_folder / "speed.md")
 
 
+@dataclass
+class Strangers(Trained):
+    """Images of another kind, and images that are called negative as they are."""
+
+    others: tuple[Path, ...] = ()
+    """Folders of images of another kind; all that can be read is shown."""
+    most: int = 150
+    """Images of each such folder at most."""
+
+    def run(self) -> None:
+        """All of it."""
+        store, classifier, _ = self.open()
+        explainer = as_now(self.run_folder)
+        if explainer.familiarity is None:
+            raise InputError("it was trained before strangers were told apart", path=self.run_folder, remedy="Anew")
+        rows = np.flatnonzero(store.split == "test")
+        own = store.images(rows)
+        shown = {"test images": own, **{name: change(own) for name, change in CHANGES.items()}}
+        shown |= {"/".join(folder.parts[-2:]): read_all(folder, explainer, self.most) for folder in self.others}
+        trusting = explainer.variant()
+        trusting.familiarity = None
+        cells = []
+        for name, images in shown.items():
+            strange = explainer.familiarity.strangeness(explainer.witnesses, images)
+            answers = trusting.explain(images[spaced(np.arange(len(images)), self.images)], self.finding)
+            missed = np.mean([answer.verdict.startswith("not explainable") for answer in answers])
+            cells.append([name, len(images), float((strange > 1).float().mean()), float(missed)])
+        columns = ("Images", "Count", "Told apart", "By the limits of the inversion alone, of a sample")
+        place, told = self.run_folder / "strangers.md", self.left_alone(explainer, classifier, store, rows)
+        publish(Table("Strangers", columns, cells), f"{facts()}; {told}", place)
+
+    def left_alone(self, explainer: MedXGAN, classifier: nn.Module, store: PreparedStore, rows: np.ndarray) -> str:
+        """What becomes of images that are called negative."""
+        margins = Reading(classifier, self.finding).margins(store.images(rows))
+        chosen = spaced(rows[(margins < 0).numpy()], self.images)
+        answers = explainer.explain(store.images(chosen), self.finding)
+        names = [str(patient) for patient in store.patients[chosen]]
+        changed = mean_interval(torch.stack([answer.delta.abs().mean() for answer in answers]), names)
+        before, after = (
+            np.mean([getattr(answer, f"score_{when}") for answer in answers]) for when in ("before", "after")
+        )
+        return (
+            f"{len(chosen)} test images that the classifier calls negative: mean |change| {changed}, p {before:.2f} "
+            f"before and {after:.2f} after."
+        )
+
+
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "their negatives": lambda x: -x,
+    "turned by a quarter": lambda x: x.rot90(1, (2, 3)),
+    "upside down": lambda x: x.flip(2),
+    "mirrored": lambda x: x.flip(3),
+    "their middle 60 %": lambda x: _resized(x[..., _fifth(x) : -_fifth(x), _fifth(x) : -_fifth(x)], x.shape[-1]),
+    "with noise, sigma .2": lambda x: (x + 0.2 * torch.randn(x.shape, generator=_seeded())).clamp(-1, 1),
+}
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _fifth(x: Tensor) -> int:
+    return x.shape[-1] // 5
+
+
+def _resized(x: Tensor, size: int) -> Tensor:
+    return nn.functional.interpolate(x, size=(size, size), mode="bilinear", antialias=True).clamp(-1, 1)
+
+
+def read_all(folder: Path, explainer: MedXGAN, most: int) -> Tensor:
+    """Images (N, 1, size, size) of a folder, evenly spaced, as the explainer takes them; without unreadable ones."""
+    assert explainer.size is not None
+    images, items = list[Tensor](), list(iter_images(folder))
+    for k in spaced(np.arange(len(items)), most):
+        with contextlib.suppress(InputError):
+            images.append(load(items[k].path, explainer.recipe, explainer.size, items[k].frame)[0])
+    return torch.stack(images)
+
+
 def peer_answers(system: System, finding: str, images: Tensor) -> object:
     """What a rival says of images (N, 1, H, W)."""
     return system.counterparts(StudyBatch(images), Query(finding))
@@ -274,4 +359,4 @@ def seconds(ask: Callable[[Tensor], object], images: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    tyro.cli(Shortcut | Retrained | Speed).run()  # type: ignore[arg-type]
+    tyro.cli(Shortcut | Retrained | Speed | Strangers).run()  # type: ignore[arg-type]

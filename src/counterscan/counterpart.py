@@ -106,6 +106,11 @@ class Counterpart:
     source: StudyRef | None = None
 
     @property
+    def trusted(self) -> bool:
+        """Whether the verdict is no warning: "ok", or "ok" and something to know."""
+        return self.verdict.startswith("ok")
+
+    @property
     def delta(self) -> Tensor:
         """The paper's M = image - counterpart, signed; positive where the finding brightened the body.
 

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from counterscan.counterpart import Counterpart, Query, StudyBatch
 from counterscan.errors import InputError
+from counterscan.familiarity import Familiarity
 from counterscan.medxgan import Code, ExplainConfig, Limits, MedXGAN, PersuadeConfig, RefineConfig
+from counterscan.metrics.mahalanobis import Mahalanobis
+from counterscan.nets.cnn import Classifier, ClassifierConfig
 from tests.medxgan.grids import QUICK, SIZE, Split, explainer, images, networks
 from tests.medxgan.ladders import Blobs
 from tests.taggan.blobs import FINDINGS
@@ -106,6 +109,41 @@ def test_what_the_classifier_does_not_feel_is_not_moved(felt: float, stays: bool
     assert answer.verdict == "ok"
     assert float(answer.delta[0, 5, 5]) > 0.25
     assert (float(answer.delta[0, 13, 13]) == 0) is stays
+
+
+@pytest.mark.parametrize("witnessed", [False, True])
+def test_where_the_call_is_already_what_is_asked_for_nobody_is_persuaded(witnessed: bool) -> None:
+    class Doubtful(Classifier):
+        """A witness that calls everything positive."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ones(len(x), 1)
+
+    x = spotted()
+    x[0, 0, 4:7, 4:7] = 0.28  # p is 0.43 and 0.35 without half of the spot
+    push = {name: PersuadeConfig(rate=0.03) for name in ("persuade", "insist")}
+    config = replace(EXACT, boosts=(1.0, 3.0), far=0.3, **push)
+    witnesses = [Doubtful(ClassifierConfig(widths=(4,)), FINDINGS[:1])] if witnessed else []
+    (answer, _) = MedXGAN(Half(), Peak(), config=config, size=SIZE, witnesses=witnesses).explain(x, FINDING)
+    assert answer.verdict == "ok: the classifier's call was already negative"
+    assert float(answer.delta[0, 5, 5]) == pytest.approx(0.04, abs=1e-6)
+    assert answer.figures["boost"] == 1
+    assert answer.figures["insisted"] == 0
+
+
+def test_a_stranger_gets_a_verdict_that_says_so() -> None:
+    witness = Classifier(ClassifierConfig(widths=(4,)), FINDINGS[:1])
+    x = spotted()
+    away = Mahalanobis(torch.ones(4), torch.eye(4))
+    near, far = (
+        MedXGAN(Half(), Peak(), config=EXACT, size=SIZE, witnesses=[witness], familiarity=Familiarity(away, limit))
+        for limit in (1e9, 1e-9)
+    )
+    assert all("not explainable: the image is unlike" in answer.verdict for answer in far.explain(x, FINDING))
+    answers = near.explain(x, FINDING)
+    assert not any("unlike" in answer.verdict for answer in answers)
+    assert all(0 <= answer.figures["strangeness"] < 1 for answer in answers)
+    assert far.variant(classifier=Peak()).familiarity is None  # its witnesses know another classifier
 
 
 def test_without_transfer_what_the_generator_missed_is_no_change_that_is_felt() -> None:

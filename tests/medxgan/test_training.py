@@ -87,6 +87,17 @@ def test_it_is_the_same_after_loading(trained: tuple[MedXGAN, Path]) -> None:
     assert loaded.explain(x, 0, "add")[0].counterpart is not None
 
 
+def test_images_of_another_kind_are_told_apart_also_after_loading(trained: tuple[MedXGAN, Path]) -> None:
+    explainer, folder = trained
+    again = MedXGAN.from_pretrained(folder, Blobs())
+    store = blob_store()
+    own = store.images(np.flatnonzero(store.split == "val")[:4])
+    noise = torch.rand(4, *own.shape[1:], generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for system in (explainer, again):
+        assert not any("unlike" in answer.verdict for answer in system.explain(own, FINDINGS[0]))
+        assert all("unlike" in answer.verdict for answer in system.explain(noise, FINDINGS[0]))
+
+
 def test_descents_of_earlier_settings_are_read(trained: tuple[MedXGAN, Path], tmp_path: Path) -> None:
     folder = trained[0].save_pretrained(tmp_path)
     settings = read_json(folder / "medxgan.json")

@@ -15,10 +15,11 @@ from counterscan.report.stream import stream
 
 
 class Brightness:
-    """Evidence is brightness; refuses images that are all white."""
+    """Evidence is brightness; refuses images that are all white, and warns of bright ones where that is asked for."""
 
     size, recipe = 16, None
     asked = 0
+    doubts = float("inf")  # mean from which it warns
 
     def counterparts(self, batch: StudyBatch, query: Query) -> list[Counterpart]:
         self.asked += len(batch)
@@ -34,6 +35,7 @@ class Brightness:
                 query=query,
                 made_by=Provenance("Brightness", "1"),
                 score_before=float(x.max()),
+                verdict="ok" if float(x.mean()) < self.doubts else "too bright",
                 source=source,
             )
             for x, source in zip(batch.images, sources, strict=True)
@@ -92,6 +94,14 @@ def test_bad_files_and_bad_answers_are_counted_and_cost_nobody_else(tmp_path: Pa
     assert len(rows(tmp_path / "out")) == 3
     with (tmp_path / "out" / "bad.csv").open(encoding="utf-8") as handle:
         assert len(handle.readlines()) == 4
+
+
+def test_warnings_are_counted(tmp_path: Path) -> None:
+    system = Brightness()
+    system.doubts = -1.0
+    report = stream(system, pictures(tmp_path / "in", 2), tmp_path / "out", ["Edema", "Pneumonia"])
+    assert (report.done, report.doubted, report.bad) == (2, 4, [])
+    assert stream(Brightness(), pictures(tmp_path / "more", 2), tmp_path / "out", ["Edema"]).doubted == 0
 
 
 def test_links_are_written_only_when_asked(tmp_path: Path) -> None:

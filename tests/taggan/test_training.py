@@ -10,7 +10,7 @@ import torch
 
 from counterscan.care import Care
 from counterscan.classify import ClassifyConfig
-from counterscan.counterpart import Query
+from counterscan.counterpart import Query, StudyBatch
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.metrics.localisation import pixel_average_precision
@@ -80,6 +80,26 @@ def test_a_saved_model_answers_the_same(tmp_path: Path) -> None:
         assert torch.equal(before.mask, after.mask)  # type: ignore[arg-type]
     twice = TagGAN.from_pretrained([tmp_path / "run", tmp_path / "run" / "model"])
     assert torch.allclose(twice.attribute(store.images([0]), 0), tagger.attribute(store.images([0]), 0))
+
+
+def test_images_of_another_kind_are_told_apart_also_after_loading(tmp_path: Path) -> None:
+    store = blob_store()
+    tagger = fit(store, tmp_path, config(20))
+    own = store.images(np.flatnonzero(store.split == "val")[:4])
+    noise = torch.rand(4, *own.shape[1:], generator=torch.Generator().manual_seed(0)) * 2 - 1
+    averaged = TagGAN.from_pretrained([tmp_path, tmp_path])
+    for system in (tagger, TagGAN.from_pretrained(tmp_path), averaged):
+        known, strange = (system.counterparts(StudyBatch(x, store.findings), Query(FINDINGS[0])) for x in (own, noise))
+        assert not any("unlike" in answer.verdict for answer in known)
+        assert all("unlike the training images" in answer.verdict for answer in strange)
+        assert all(answer.figures["strangeness"] > 1 and not answer.trusted for answer in strange)
+
+
+def test_without_a_classifier_of_ours_nobody_is_a_stranger(tmp_path: Path) -> None:
+    tagger = fit(blob_store(), tmp_path, config(20), classifiers=[BlobClassifier()])
+    assert tagger.familiarity is None
+    (answer,) = tagger.counterparts(StudyBatch(torch.full((1, 1, 16, 16), 0.9), FINDINGS[:1]), Query(FINDINGS[0]))
+    assert "strangeness" not in answer.figures
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ class _Trial:
             "flip": validity.flipped(before, after, self.seen.threshold),
             "cv80": validity.counterfactual_validity(before, after),
             "drop": before - after,
-            "trusted": _only(made, torch.tensor([float(a.verdict.startswith("ok")) for a in answers])),
+            "trusted": _only(made, torch.tensor([float(a.trusted) for a in answers])),
             "l1": _only(made, validity.l1(x - y, valid)),
             "l0": _only(made, validity.l0(x - y, valid=valid)),
             "ssim": _only(made, validity.ssim(x, y, valid)),

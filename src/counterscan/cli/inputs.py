@@ -73,8 +73,10 @@ def answer(
             system, items(inputs, each_frame), out, findings, progress=lambda n: bar.advance(task, n), **options
         )
     say(f"{out}: {report.done} answered, {report.skipped} done before, {len(report.bad)} unusable")
+    if report.doubted:
+        say(f"  {report.doubted} answers have a warning: see verdict in {out / 'results.csv'}")
     for path, reason in report.bad[:10]:
-        say(f"  {path}: {reason}")
+        say(f"  {reason if reason.startswith(path) else f'{path}: {reason}'}")
     if len(report.bad) > 10:
         say(f"  ... all in {out / 'bad.csv'}")
     return 0 if report.done or report.skipped else 1

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import get_args
 
+from torch import Tensor
+
+from counterscan.counterpart import Direction
 from counterscan.errors import InputError
 from counterscan.medxgan.inversion import PersuadeConfig, RefineConfig
 from counterscan.training.precision import Precision
@@ -76,3 +79,8 @@ class ExplainConfig:
             raise InputError(f"{self.precision!r} must be one of {', '.join(get_args(Precision))}", field="precision")
         if self.evidence not in EVIDENCE:
             raise InputError(f"{self.evidence!r} must be one of {', '.join(EVIDENCE)}", field="evidence")
+
+
+def convinced(p: Tensor, direction: Direction) -> Tensor:
+    """Whether a classifier of whose plain probabilities these are calls images as is asked for."""
+    return p < CALLED if direction == "remove" else p >= CALLED

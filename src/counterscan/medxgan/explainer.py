@@ -14,9 +14,10 @@ import counterscan
 from counterscan.care import Care, evaluating, tidy
 from counterscan.counterpart import CounterfactualPath, Counterpart, Direction, Provenance, Query, StudyBatch
 from counterscan.errors import InputError
+from counterscan.familiarity import Familiarity, unlike
 from counterscan.inputs import checked_images
 from counterscan.medxgan.attribution import path_integrated_gradients, straight_path
-from counterscan.medxgan.explain_config import CALLED, ExplainConfig
+from counterscan.medxgan.explain_config import ExplainConfig, convinced
 from counterscan.medxgan.inversion import RefineConfig, refine
 from counterscan.medxgan.model import Code, MedXGANNetworks
 from counterscan.medxgan.search import CounterpartSearch
@@ -60,6 +61,8 @@ class MedXGAN:
         donors: finding -> (B, pathology, h, w), z2 blocks of training images that the classifier calls positive; what
             "add" chooses from.
         limits: finding -> limits; none means that every inversion is trusted.
+        familiarity: of images, in the witnesses' features; none means that every image is taken for one of the kind
+            that the networks learned from.
         size: side of the model's grid in pixels.
         recipe: how intensities became [-1, 1] in training.
         checkpoint: digest of the weights.
@@ -76,6 +79,7 @@ class MedXGAN:
         config: ExplainConfig | None = None,
         donors: dict[str, Tensor] | None = None,
         limits: dict[str, Limits] | None = None,
+        familiarity: Familiarity | None = None,
         size: int | None = None,
         recipe: IntensityRecipe | None = None,
         checkpoint: str | None = None,
@@ -105,6 +109,7 @@ class MedXGAN:
                 )
         self._witnessed_by = [weights_digest(witness)[:16] for witness in self.witnesses]
         self.config, self.donors, self.limits = config or ExplainConfig(), dict(donors or {}), dict(limits or {})
+        self.familiarity = familiarity if self.witnesses else None
         self.size, self.recipe, self.checkpoint = size, recipe, checkpoint
 
     @classmethod
@@ -139,6 +144,7 @@ class MedXGAN:
             config=config or self.config,
             donors=self.donors,
             limits=self.limits,
+            familiarity=self.familiarity,
             size=self.size,
             recipe=self.recipe,
             checkpoint=self.checkpoint,
@@ -177,8 +183,8 @@ class MedXGAN:
             classifier's probabilities; ``extras`` holds the maps "difference" (signed, image - counterpart), "lig" and
             "ig_negative", and the "reconstruction"; ``figures`` the quality: "psnr", "logit_gap",
             "completeness_gap", "flipped", "boost", "insisted" (1 where no change of a part of the image was enough and
-            it was allowed anywhere), and "witnessed", the share of witnesses that the counterpart
-            convinces, where there are any.
+            it was allowed anywhere); where there are witnesses, "witnessed", the share of them that the counterpart
+            convinces, and "strangeness", how far the image is from the training images, more than 1 being too far.
 
         Raises:
             InputError: unknown target, unusable images, or no donors for "add".
@@ -227,7 +233,7 @@ class MedXGAN:
             evidence = evidence * valid
         gap = (maps["lig"].flatten(1).sum(dim=1) - rise).abs() / rise.abs().clamp_min(1e-6)
         p0, p1 = outputs[0, :, column], outputs[-1, :, column]
-        flipped = _convinced(p1, query.direction)
+        flipped = convinced(p1, query.direction)
         figures = {
             "psnr": psnr(x, again),
             "logit_gap": (before - reconstructed).abs(),
@@ -238,7 +244,9 @@ class MedXGAN:
         if self.witnesses:
             with torch.no_grad():
                 seen = torch.stack([witness(counterpart)[:, column].sigmoid() for witness in self.witnesses])
-            figures["witnessed"] = _convinced(seen, query.direction).float().mean(dim=0)
+            figures["witnessed"] = convinced(seen, query.direction).float().mean(dim=0)
+        if self.familiarity is not None:
+            figures["strangeness"] = self.familiarity.strangeness(self.witnesses, x)
         made_by = Provenance(self.name, counterscan.__version__, self.checkpoint, self.settings())
         strengths = torch.linspace(0, 1, len(path))
         answers = []
@@ -277,6 +285,8 @@ class MedXGAN:
 
     def _verdict(self, figures: dict[str, float], p0: float, p1: float, query: Query) -> str:
         limits = self.limits.get(query.finding, Limits())
+        if figures.get("strangeness", 0.0) > 1:
+            return f"not explainable: {unlike(figures['strangeness'])}"
         if figures["psnr"] < limits.psnr:
             return (
                 f"not explainable: the generator does not reach this image (PSNR {figures['psnr']:.1f} dB, at least "
@@ -287,9 +297,8 @@ class MedXGAN:
                 "not explainable: the classifier sees image and reconstruction differently (logits "
                 f"{figures['logit_gap']:.2f} apart, at most {limits.gap:.2f} allowed)"
             )
-        removing = query.direction == "remove"
-        if (p0 < CALLED) == removing:
-            return "ok: the classifier's call was already " + ("negative" if removing else "positive")
+        if bool(convinced(torch.tensor(p0), query.direction)):
+            return f"ok: the classifier's call was already {'negative' if query.direction == 'remove' else 'positive'}"
         if not figures["flipped"]:
             return f"not flipped: the classifier's call stays (p = {p1:.2f})"
         if figures.get("witnessed", 1.0) < 1:
@@ -317,11 +326,6 @@ class MedXGAN:
     def _logits(self, images: Tensor) -> Tensor:
         logits: Tensor = self.classifier(images)
         return logits.float()
-
-
-def _convinced(p: Tensor, direction: Direction) -> Tensor:
-    """Whether probabilities are what was asked for."""
-    return p < CALLED if direction == "remove" else p >= CALLED
 
 
 def donors_of(codes: Sequence[Code], column: int, count: int) -> Tensor:

@@ -14,6 +14,7 @@ from counterscan.classify import from_pretrained as classifier_from
 from counterscan.classify import save_pretrained as save_classifier
 from counterscan.data.intensity import IntensityRecipe
 from counterscan.errors import InputError
+from counterscan.familiarity import Familiarity
 from counterscan.files import read_json, sha256_file, write_json, write_text
 from counterscan.medxgan.explain_config import ExplainConfig
 from counterscan.medxgan.explainer import Limits, MedXGAN
@@ -37,6 +38,9 @@ def save(explainer: MedXGAN, folder: Path) -> Path:
     for number, finding in enumerate(explainer.findings):
         if finding in explainer.donors:
             tensors[f"{_DONOR}{number}"] = explainer.donors[finding].float()
+    familiarity = explainer.familiarity
+    if familiarity is not None:
+        tensors |= familiarity.tensors()
     write_tensors(folder / WEIGHTS, tensors)
     own = explainer.classifier if isinstance(explainer.classifier, Classifier) else None
     if own is not None:
@@ -49,6 +53,7 @@ def save(explainer: MedXGAN, folder: Path) -> Path:
         "networks": dataclasses.asdict(explainer.networks.config),
         "explain": dataclasses.asdict(explainer.config),
         "limits": {finding: dataclasses.asdict(limit) for finding, limit in explainer.limits.items()},
+        "familiarity": None if familiarity is None else familiarity.limit,
         "size": explainer.size,
         "recipe": explainer.recipe.to_dict() if explainer.recipe is not None else None,
         "classifier": {"own": own is not None, "digest": weights_digest(explainer.classifier)},
@@ -77,6 +82,7 @@ def load(folder: Path, classifier: nn.Module | None, device: str = "cpu") -> Med
             classifier = classifier_from(folder / CLASSIFIER, device)
         tensors = safetensors.torch.load_file(folder / WEIGHTS)
         findings = settings["findings"]
+        familiarity = Familiarity.out_of(tensors, settings.get("familiarity"))  # earlier versions had none
         donors = {findings[int(n.removeprefix(_DONOR))]: t for n, t in tensors.items() if n.startswith(_DONOR)}
         networks = MedXGANNetworks(NetworkConfig(**settings["networks"]), len(findings))
         networks.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(_DONOR)})
@@ -86,7 +92,7 @@ def load(folder: Path, classifier: nn.Module | None, device: str = "cpu") -> Med
             if name in told:
                 told[name] = _persuasion(told[name])
         config = ExplainConfig(**told)
-        limits = {finding: Limits(limit["psnr"], limit["gap"]) for finding, limit in settings["limits"].items()}
+        limits = {finding: Limits(told["psnr"], told["gap"]) for finding, told in settings["limits"].items()}
         recipe = IntensityRecipe.from_dict(settings["recipe"]) if settings["recipe"] is not None else None
         count = settings.get("witnesses", 0)
         witnesses = [classifier_from(folder / WITNESSES / str(n), device) for n in range(count)]
@@ -111,6 +117,7 @@ def load(folder: Path, classifier: nn.Module | None, device: str = "cpu") -> Med
         config=config,
         donors={finding: donor.to(device) for finding, donor in donors.items()},
         limits=limits,
+        familiarity=familiarity,
         size=settings["size"],
         recipe=recipe,
         checkpoint=sha256_file(folder / WEIGHTS)[:16],
@@ -145,6 +152,7 @@ from an image to its counterpart, a difference map, latent integrated gradients 
 An image gets the verdict "not explainable" unless, from validation images:
 
 {limits or "* no limits were set"}
+{"* it is like the training images to its witnesses" if explainer.familiarity is not None else ""}
 
 **Research use only. Not a medical device.** Counterparts are synthetic images.
 """

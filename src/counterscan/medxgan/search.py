@@ -20,7 +20,7 @@ from counterscan.care import smooth
 from counterscan.counterpart import Query
 from counterscan.errors import InputError
 from counterscan.medxgan.attribution import path_integrated_gradients, straight_path
-from counterscan.medxgan.explain_config import CALLED, ExplainConfig
+from counterscan.medxgan.explain_config import CALLED, ExplainConfig, convinced
 from counterscan.medxgan.inversion import PersuadeConfig, persuade
 from counterscan.medxgan.model import Code, MedXGANNetworks
 from counterscan.training.precision import autocast
@@ -60,6 +60,9 @@ class CounterpartSearch:
         self.x, self.again = x, again
         self.inside = torch.ones_like(x) if valid is None else valid.to(x.dtype)
         self.judges, self.sign = judges, 1.0 if query.direction == "remove" else -1.0
+        with torch.no_grad():
+            self.settled = convinced(judges[0](x)[:, column].sigmoid(), query.direction)  # (N,): nothing need change
+        self.sure = torch.where(self.settled, CALLED, config.sure)  # (N,) probability of what is not wanted
 
     @torch.no_grad()
     def path(self, code: Code, donors: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -79,11 +82,11 @@ class CounterpartSearch:
         goal = self._healed(code) if self.query.direction == "remove" else self._lent(code, donors)
         config, found = self.config, self._smallest(goal, self.config.masks, self.config.boosts[:1])
         insisted = torch.zeros_like(found.boost)
-        unsure = torch.nonzero(found.objection > config.sure)[:, 0]
+        unsure = torch.nonzero((found.objection > config.sure) & ~self.settled)[:, 0]
         if len(unsure):
             goal = self._persuaded(goal, unsure, config.persuade, config.masks[-1])
-            found = self._smallest(goal, config.masks, config.boosts)
-        far = torch.nonzero(found.objection > max(config.far, config.sure))[:, 0]
+            found = found.taking(unsure, self._smallest(goal, config.masks, config.boosts))
+        far = torch.nonzero((found.objection > max(config.far, config.sure)) & ~self.settled)[:, 0]
         if len(far) and config.insist.steps > 0:
             other = self._persuaded(goal, far, config.insist, _ANYWHERE)
             there = self._smallest(other, (_ANYWHERE,), config.boosts)
@@ -183,9 +186,9 @@ class CounterpartSearch:
         for some in (attempts[k : k + together] for k in range(0, len(attempts), together)):
             images = [self._carried(factor * self.query.strength * difference, mask) for mask, factor in some]
             left = torch.cat([left, self._objection(torch.cat(images)).view(len(some), count)])
-            if bool((left.amin(dim=0) <= self.config.sure).all()):
+            if bool((left.amin(dim=0) <= self.sure).all()):
                 break
-        enough = ((1 + self.config.near) * left.amin(dim=0)).clamp_min(self.config.sure)
+        enough = torch.maximum((1 + self.config.near) * left.amin(dim=0), self.sure)
         first = (left <= enough).int().argmax(dim=0)  # argmax takes the first of equals
         tried = [attempts[k] for k in first.tolist()]
         chosen = torch.cat([mask.expand_as(difference)[i : i + 1] for i, (mask, _) in enumerate(tried)])

@@ -15,6 +15,7 @@ from counterscan.care import evaluating
 from counterscan.classify.task import LabelledRows, predict_logits
 from counterscan.data.splits import spaced
 from counterscan.errors import InputError
+from counterscan.familiarity import Familiarity
 from counterscan.medxgan.explain_config import ExplainConfig
 from counterscan.medxgan.explainer import Limits, MedXGAN, donors_of
 from counterscan.medxgan.inversion import RefineConfig
@@ -58,8 +59,8 @@ class MedXGANConfig:
     Attributes:
         training: the loop's settings.
         networks, objective, witness, explain: see there.
-        trust: share of validation images whose inversion counts as good enough; what is worse than the rest of them
-            gets the verdict "not explainable".
+        trust: share of validation images whose inversion counts as good enough, and which count as like the training
+            images; what is worse than the rest of them gets the verdict "not explainable".
     """
 
     training: TrainConfig = field(default_factory=_training)
@@ -164,6 +165,8 @@ def from_run(
             codes = [networks.encode(learn.images(part).to(place)) for part in parts]
         explainer.donors[finding] = donors_of(codes, column, DONORS)
     explainer.limits = _limits(explainer, val, config.trust)
+    if witnesses:
+        explainer.familiarity = Familiarity.fit(witnesses, learn, val, config.trust)
     return explainer
 
 

@@ -57,11 +57,13 @@ class StreamReport:
 
     Attributes:
         done: answered now.
+        doubted: answers among them, one per image and finding, whose verdict is a warning.
         skipped: answered by an earlier run.
         bad: (path, reason) of files that could not be read or answered; also in ``bad.csv``.
     """
 
     done: int = 0
+    doubted: int = 0
     skipped: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)
 
@@ -125,6 +127,7 @@ def stream(
             if write is not None:
                 write(folder, name, answer)
             results.append(result_row(name, answer))
+            report.doubted += not answer.trusted
 
         for group in _batches(mine, batch_size):
             named = [(item, pseudonym(f"{item[0].resolve()}#{item[1]}", key)) for item in group]

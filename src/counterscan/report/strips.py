@@ -202,7 +202,7 @@ def _strip(shown: _Shown, name: str) -> np.ndarray:
     removing = answer.query.direction == "remove"
     heading = f"{answer.query.finding}: from the image to the same body {'without' if removing else 'with'} it"
     who = ", ".join(part for part in (name, answer.made_by.system) if part)
-    trusted = answer.verdict.startswith("ok")
+    trusted = answer.trusted
     figures = ",  ".join(f"{kind.replace('_', ' ')} = {value:.3g}" for kind, value in answer.figures.items())
     legend = (
         "Orange to red: the image is brighter than its counterpart, or more like the finding to the classifier; blue: "

@@ -15,6 +15,7 @@ from counterscan.classify import from_pretrained as classifier_from
 from counterscan.classify import save_pretrained as save_classifier
 from counterscan.data.intensity import IntensityRecipe
 from counterscan.errors import InputError
+from counterscan.familiarity import Familiarity
 from counterscan.files import read_json, sha256_file, write_json, write_text
 from counterscan.nets.cnn import Classifier
 from counterscan.pretrained import model_folder, reading, write_tensors
@@ -37,6 +38,9 @@ def save(tagger: TagGAN, folder: Path) -> Path:
         for k, generator in enumerate(tagger.generators)
         for name, tensor in generator.state_dict().items()
     }
+    familiarity = tagger.familiarity
+    if familiarity is not None:
+        tensors |= familiarity.tensors()
     write_tensors(folder / WEIGHTS, tensors)
     own = tagger.classifier if isinstance(tagger.classifier, Classifier) else None
     if own is not None:
@@ -50,6 +54,7 @@ def save(tagger: TagGAN, folder: Path) -> Path:
         "care": dataclasses.asdict(tagger.care),
         "rules": {finding: rule.to_dict() for finding, rule in tagger.rules.items()},
         "classifier": own is not None,
+        "familiarity": None if familiarity is None else familiarity.limit,
     }
     write_text(folder / "README.md", card(tagger))
     write_json(folder / SETTINGS, settings)
@@ -85,6 +90,7 @@ def load(folders: Sequence[str | Path], device: str = "cpu") -> TagGAN:
         first.findings,
         classifier=first.classifier,
         rules=rules,
+        familiarity=first.familiarity,
         care=first.care,
         size=first.size,
         recipe=first.recipe,
@@ -97,6 +103,7 @@ def _load(folder: Path, device: str) -> TagGAN:
     weights = folder / WEIGHTS
     with reading(folder):
         tensors = safetensors.torch.load_file(weights)
+        familiarity = Familiarity.out_of(tensors, settings.get("familiarity"))  # earlier versions had none
         findings = settings["findings"]
         generators = []
         for k, sizes in enumerate(settings["networks"]):
@@ -113,6 +120,7 @@ def _load(folder: Path, device: str) -> TagGAN:
         findings,
         classifier=classifier,
         rules=rules,
+        familiarity=familiarity,
         care=care,
         size=settings["size"],
         recipe=recipe,

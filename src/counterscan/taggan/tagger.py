@@ -14,6 +14,7 @@ import counterscan
 from counterscan.care import Care, average_over_views, evaluating, tidy
 from counterscan.counterpart import Counterpart, Provenance, Query, StudyBatch
 from counterscan.errors import InputError
+from counterscan.familiarity import Familiarity, unlike
 from counterscan.inputs import checked_images
 from counterscan.nets.cnn import Classifier
 from counterscan.nets.layout import channels_last
@@ -42,6 +43,8 @@ class TagGAN:
         classifier: frozen, logits (N, C); gives ``score_before`` and ``score_after``. None leaves scores to the map:
             mean of the strongest 1 % of the evidence.
         rules: finding -> mask rule; a finding without one gets no mask.
+        familiarity: of images, in the classifier's features, where it is one of ours; none means that every image is
+            taken for one of the kind that the networks learned from.
         care: views that are averaged, smoothing and spreading of the evidence. Mirrored views suit bodies whose sides
             look alike.
         size: side of the model's grid in pixels.
@@ -58,6 +61,7 @@ class TagGAN:
         *,
         classifier: nn.Module | None = None,
         rules: dict[str, MaskRule] | None = None,
+        familiarity: Familiarity | None = None,
         care: Care = VIEWS,
         size: int | None = None,
         recipe: IntensityRecipe | None = None,
@@ -66,6 +70,7 @@ class TagGAN:
         # Channels last: with bfloat16 (`_map_of`) the faster order on CPUs and GPUs.
         self.generators = [channels_last(generator.eval().requires_grad_(False)) for generator in generators]
         self.findings, self.classifier, self.rules = tuple(findings), classifier, dict(rules or {})
+        self.familiarity = familiarity if isinstance(classifier, Classifier) else None
         self.care, self.size, self.recipe, self.checkpoint = care, size, recipe, checkpoint
 
     @classmethod
@@ -178,6 +183,7 @@ class TagGAN:
         rule = self.rules.get(query.finding)
         masks = rule(evidence, valid) if rule is not None else None
         before, after = self._scores(x, evidence, column) or [], self._scores(healed, None, column)
+        strange = self._strangeness(x)
         if uncertainty:
             spread = self._spread(x, query.finding)
         made_by = Provenance(self.name, counterscan.__version__, self.checkpoint, self.settings(query.finding))
@@ -199,7 +205,8 @@ class TagGAN:
                     score_before=before[i],
                     score_after=None if after is None else after[i],
                     extras={} if spread is None else {"uncertainty": spread[i].cpu()},
-                    verdict=self._verdict(before, after, i, column),
+                    figures={} if strange is None else {"strangeness": strange[i]},
+                    verdict=self._verdict(before, after, i, column, 0.0 if strange is None else strange[i]),
                     source=None if batch.sources is None else batch.sources[i],
                 )
             )
@@ -257,7 +264,15 @@ class TagGAN:
                     each.append(torch.roll(m.flip(-1) if mirrored else m, (-down, -right), dims=(-2, -1)))
         return torch.stack(each).std(dim=0)
 
-    def _verdict(self, before: list[float], after: list[float] | None, i: int, column: int) -> str:
+    def _strangeness(self, x: Tensor) -> list[float] | None:
+        """How far each image is from the training images, more than 1 being too far; None where that is not known."""
+        if self.familiarity is None or not isinstance(self.classifier, Classifier):
+            return None
+        return self.familiarity.strangeness([self.classifier], x).tolist()
+
+    def _verdict(self, before: list[float], after: list[float] | None, i: int, column: int, strangeness: float) -> str:
+        if strangeness > 1:
+            return f"not to be trusted: {unlike(strangeness)}"
         if after is None:
             return "ok"
         threshold = float(self.classifier.threshold[column]) if isinstance(self.classifier, Classifier) else 0.5

@@ -15,7 +15,9 @@ from counterscan.care import Care
 from counterscan.classify import ClassifyConfig, train_classifier
 from counterscan.classify.task import LabelledRows
 from counterscan.errors import InputError
+from counterscan.familiarity import Familiarity
 from counterscan.files import write_json
+from counterscan.nets.cnn import Classifier
 from counterscan.taggan.model import MapGenerator, NetworkConfig
 from counterscan.taggan.objective import ObjectiveConfig, TagGANTask
 from counterscan.taggan.selection import LabelOnlySelection
@@ -54,6 +56,7 @@ class TagGANConfig:
         classifiers: how many are trained.
         care: views averaged at inference, and smoothing of the evidence.
         percentile, min_area: of the mask rule; see ``taggan.masks``.
+        trust: share of validation images that count as like the training images; see ``familiarity``.
     """
 
     training: TrainConfig = field(default_factory=_training)
@@ -64,6 +67,7 @@ class TagGANConfig:
     care: Care = VIEWS
     percentile: float = 99.0
     min_area: float = 0.001
+    trust: float = 0.98
 
 
 def fit(
@@ -142,6 +146,9 @@ def from_run(
         checkpoint=info["digest"][:16],
     )
     tagger.calibrate(store, store.split == "val", percentile=config.percentile, min_area=config.min_area)
+    if isinstance(tagger.classifier, Classifier):
+        learn, val = store.parts("train", "val")
+        tagger.familiarity = Familiarity.fit([tagger.classifier], learn, val, config.trust)
     return tagger
 
 

@@ -24,7 +24,6 @@ import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from counterscan.care import evaluating
@@ -33,6 +32,7 @@ from counterscan.data.splits import spaced
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.files import read_json, write_json
+from counterscan.metrics.mahalanobis import Mahalanobis
 from counterscan.metrics.memorisation import FEWEST, thumbnails
 from counterscan.metrics.realism import InDomainFeatures, features_of, nearest_neighbours
 from counterscan.nets.cnn import Classifier
@@ -143,13 +143,11 @@ class Gate:
         _, firsts = np.unique(val.patients, return_index=True)
         extract = InDomainFeatures(verifiers[0])
         rows = spaced(np.arange(len(train)), _FITTED)
-        features = _over(train, rows, lambda x: features_of(extract, x)).double()
-        covariance, _ = ledoit_wolf(features.cpu().numpy())
-        values, vectors = np.linalg.eigh(covariance)
-        whitening = torch.from_numpy(vectors / np.sqrt(np.maximum(values, values.max() * 1e-9)))
+        features = _over(train, rows, lambda x: features_of(extract, x))
+        near = Mahalanobis.fit(features)
         reference = {
-            "mean": features.mean(0).float(),
-            "whitening": whitening.float(),
+            "mean": near.mean,
+            "whitening": near.whitening,
             "thumbnails": _over(train, np.arange(len(train)), thumbnails),
         }
         shape, change, variation = _variation(val, config.within)
@@ -183,8 +181,8 @@ class Gate:
     def distance(self, images: Tensor) -> Tensor:
         """(N,) Mahalanobis distance of features to the training images'."""
         verifier = self.verifiers[0]
-        features = features_of(InDomainFeatures(verifier), images.to(next(verifier.parameters()).device)).cpu()
-        return ((features - self.reference["mean"]) @ self.reference["whitening"]).norm(dim=1)
+        features = features_of(InDomainFeatures(verifier), images.to(next(verifier.parameters()).device))
+        return Mahalanobis(self.reference["mean"], self.reference["whitening"])(features)
 
     def judge(
         self,

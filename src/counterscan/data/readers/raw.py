@@ -157,7 +157,8 @@ def choose_frame(frame: int | None, frames: int, path: Path, field: str) -> int:
             f"holds {frames} frames and none was chosen",
             path=path,
             field=field,
-            remedy=f"Choose one with frame=0..{frames - 1}",
+            remedy=f"Choose one with frame=0..{frames - 1}, in Python or as column of a study table, or take all with "
+            "--each-frame",
         )
     if not 0 <= frame < frames:
         raise InputError(
