@@ -93,7 +93,9 @@ class CounterpartSearch:
             better = far[there.objection[far] < found.objection[far]]
             goal, found = goal.taking(better, other), found.taking(better, there)
             insisted[better] = 1
-        mask, factor = found.mask, (found.boost * self.query.strength).view(-1, 1, 1, 1)
+        lost = self.settled & (found.objection > CALLED)  # the call was right, and is in doubt: then nothing changes
+        mask = torch.where(lost.view(-1, 1, 1, 1), 0.0, found.mask)
+        factor = (found.boost * self.query.strength).view(-1, 1, 1, 1)
         frames = [self._start]
         between = self._on_the_way(goal, torch.linspace(0, 1, self.config.frames).tolist()[1:-1])
         frames += [self._carried(factor * self._change(goal, image), mask) for image in (*between, goal.image)]
