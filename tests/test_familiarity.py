@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from counterscan.errors import InputError
 from counterscan.familiarity import MARGIN, Familiarity, unlike
+from counterscan.medxgan import MedXGANConfig
 from counterscan.nets.cnn import Classifier, ClassifierConfig
+from counterscan.taggan import TagGANConfig
 from tests.taggan.blobs import FINDINGS, blob_store
 
 
@@ -50,5 +53,12 @@ def test_it_is_the_same_from_its_tensors_and_one_image_is_judged_as_in_a_batch()
 
 
 def test_the_verdict_says_what_to_check() -> None:
-    assert "2.3 times" in unlike(2.31)
+    assert "2.31 times" in unlike(2.31)
     assert "modality" in unlike(2.31)
+
+
+@pytest.mark.parametrize("config", [TagGANConfig, MedXGANConfig])
+@pytest.mark.parametrize("trust", [0.0, 1.5, float("nan")])
+def test_a_share_that_is_none_is_refused_before_anything_is_trained(config: type, trust: float) -> None:
+    with pytest.raises(InputError, match="trust"):
+        config(trust=trust)

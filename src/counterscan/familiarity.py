@@ -1,4 +1,4 @@
-"""Is an image like those that a model learned from? Another modality, orientation or range of intensities is not.
+"""Is an image like those that a model learned from? One of another modality or range of intensities is not.
 
 Networks answer whatever they are shown, and a generator repeats a knee as well as a lung. What gives strangers away is
 where a classifier's features of them lie: far from those of the training images (Lee and others 2018).
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from counterscan.data.splits import spaced
 from counterscan.data.store import PreparedStore
+from counterscan.errors import InputError
 from counterscan.metrics.mahalanobis import Mahalanobis
 from counterscan.metrics.realism import InDomainFeatures, features_of
 from counterscan.nets.cnn import Classifier
@@ -77,10 +78,20 @@ class Familiarity:
         return cls(Mahalanobis(tensors.pop(_MEAN), tensors.pop(_WHITENING)), limit)
 
 
+def check_share(share: float, field: str) -> None:
+    """Whether a share of the validation images can set a limit, for who has much to do before.
+
+    Raises:
+        InputError: it is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise InputError(f"{share} must be above 0 and at most 1", field=field)
+
+
 def unlike(strangeness: float) -> str:
     """What a verdict says of a stranger."""
     return (
-        f"the image is unlike the training images ({strangeness:.1f} times as far from them as may be); check its "
+        f"the image is unlike the training images ({strangeness:.2f} times as far from them as may be); check its "
         "modality, view and intensities"
     )
 

@@ -15,7 +15,7 @@ from counterscan.care import evaluating
 from counterscan.classify.task import LabelledRows, predict_logits
 from counterscan.data.splits import spaced
 from counterscan.errors import InputError
-from counterscan.familiarity import Familiarity
+from counterscan.familiarity import Familiarity, check_share
 from counterscan.medxgan.explain_config import ExplainConfig
 from counterscan.medxgan.explainer import Limits, MedXGAN, donors_of
 from counterscan.medxgan.inversion import RefineConfig
@@ -61,6 +61,9 @@ class MedXGANConfig:
         networks, objective, witness, explain: see there.
         trust: share of validation images whose inversion counts as good enough, and which count as like the training
             images; what is worse than the rest of them gets the verdict "not explainable".
+
+    Raises:
+        InputError: ``trust`` is not in (0, 1].
     """
 
     training: TrainConfig = field(default_factory=_training)
@@ -69,6 +72,9 @@ class MedXGANConfig:
     witness: WitnessConfig = field(default_factory=WitnessConfig)
     explain: ExplainConfig = field(default_factory=ExplainConfig)
     trust: float = 0.98
+
+    def __post_init__(self) -> None:
+        check_share(self.trust, "trust")
 
 
 def fit(

@@ -15,7 +15,7 @@ from counterscan.care import Care
 from counterscan.classify import ClassifyConfig, train_classifier
 from counterscan.classify.task import LabelledRows
 from counterscan.errors import InputError
-from counterscan.familiarity import Familiarity
+from counterscan.familiarity import Familiarity, check_share
 from counterscan.files import write_json
 from counterscan.nets.cnn import Classifier
 from counterscan.taggan.model import MapGenerator, NetworkConfig
@@ -57,6 +57,9 @@ class TagGANConfig:
         care: views averaged at inference, and smoothing of the evidence.
         percentile, min_area: of the mask rule; see ``taggan.masks``.
         trust: share of validation images that count as like the training images; see ``familiarity``.
+
+    Raises:
+        InputError: ``trust`` is not in (0, 1].
     """
 
     training: TrainConfig = field(default_factory=_training)
@@ -68,6 +71,9 @@ class TagGANConfig:
     percentile: float = 99.0
     min_area: float = 0.001
     trust: float = 0.98
+
+    def __post_init__(self) -> None:
+        check_share(self.trust, "trust")
 
 
 def fit(
