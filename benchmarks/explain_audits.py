@@ -281,7 +281,9 @@ class Strangers(Trained):
         store, classifier, _ = self.open()
         explainer = as_now(self.run_folder)
         if explainer.familiarity is None:
-            raise InputError("it was trained before strangers were told apart", path=self.run_folder, remedy="Anew")
+            raise InputError(
+                "it was trained before strangers were told apart", path=self.run_folder, remedy="Train it anew"
+            )
         rows = np.flatnonzero(store.split == "test")
         own = store.images(rows)
         shown = {"test images": own, **{name: change(own) for name, change in CHANGES.items()}}
@@ -305,9 +307,8 @@ class Strangers(Trained):
         answers = explainer.explain(store.images(chosen), self.finding)
         names = [str(patient) for patient in store.patients[chosen]]
         changed = mean_interval(torch.stack([answer.delta.abs().mean() for answer in answers]), names)
-        before, after = (
-            np.mean([getattr(answer, f"score_{when}") for answer in answers]) for when in ("before", "after")
-        )
+        before = np.mean([answer.score_before for answer in answers])
+        after = np.mean([answer.score_after for answer in answers])
         return (
             f"{len(chosen)} test images that the classifier calls negative: mean |change| {changed}, p {before:.2f} "
             f"before and {after:.2f} after."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ from counterscan.nets.cnn import Classifier
 
 MARGIN = 1.25  # on the distance that validation images keep: hospitals and scanners differ, too
 _FITTED, _HELD = 20_000, 5_000  # images at most that the cloud and the limit are told from
-_BATCH = 64
 _LEAST = 1e-6  # distance that is allowed where all images are alike
 _MEAN, _WHITENING = "familiarity/mean", "familiarity/whitening"
 
@@ -54,9 +54,7 @@ class Familiarity:
         """
 
         def features(store: PreparedStore, most: int) -> Tensor:
-            rows = spaced(np.arange(len(store)), most)
-            parts = [rows[at : at + _BATCH] for at in range(0, len(rows), _BATCH)]
-            return torch.cat([_features(classifiers, store.images(part)) for part in parts])
+            return store.over(spaced(np.arange(len(store)), most), partial(_features, classifiers))
 
         distance = Mahalanobis.fit(features(learn, _FITTED))
         kept = float(distance(features(val, _HELD)).quantile(share))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -226,6 +226,11 @@ class PreparedStore:
     def images(self, indices: Indices = None) -> Tensor:
         """(n, 1, S, S) float32 in [-1, 1]; padding is -1."""
         return _to_unit(self._images.take(self._slot[self._at(indices)]))
+
+    def over(self, rows: np.ndarray, function: Callable[[Tensor], Tensor], batch_size: int = 64) -> Tensor:
+        """What a function gives for the images of some rows, at least one, asked in parts; joined on the CPU."""
+        parts = [function(self.images(rows[at : at + batch_size])).cpu() for at in range(0, len(rows), batch_size)]
+        return torch.cat(parts)
 
     def twins(self, indices: Indices = None) -> Tensor:
         """(n, 1, S, S) float32 in [-1, 1], the same bodies without the findings.

@@ -211,7 +211,7 @@ class MedXGAN:
         with torch.no_grad():
             before, reconstructed = self._logits(x)[:, column], self._logits(again)[:, column]
             valid = None if batch.valid is None else batch.valid.to(x.device)
-            search = CounterpartSearch(self.networks, self.judges, self.config, query, column, x, again, valid)
+            search = CounterpartSearch(self.networks, self.judges, self.config, query, column, x, again, before, valid)
             path, searched = search.path(code, self.donors.get(query.finding))  # (K, N, 1, H, W)
             logits = self._logits(path.flatten(0, 1)).view(len(path), len(x), -1)
         outputs, rise = logits.sigmoid(), logits[0, :, column] - logits[-1, :, column]
@@ -233,7 +233,7 @@ class MedXGAN:
             evidence = evidence * valid
         gap = (maps["lig"].flatten(1).sum(dim=1) - rise).abs() / rise.abs().clamp_min(1e-6)
         p0, p1 = outputs[0, :, column], outputs[-1, :, column]
-        flipped = convinced(p1, query.direction)
+        settled, flipped = convinced(p0, query.direction), convinced(p1, query.direction)
         figures = {
             "psnr": psnr(x, again),
             "logit_gap": (before - reconstructed).abs(),
@@ -264,7 +264,7 @@ class MedXGAN:
                     path=CounterfactualPath(path[:, i].cpu(), strengths, outputs[:, i].cpu()),
                     extras={name: m[i].cpu() for name, m in maps.items()} | {"reconstruction": again[i].cpu()},
                     figures=numbers,
-                    verdict=self._verdict(numbers, float(p0[i]), float(p1[i]), query),
+                    verdict=self._verdict(numbers, bool(settled[i]), float(p1[i]), query),
                     source=None if batch.sources is None else batch.sources[i],
                 )
             )
@@ -283,7 +283,7 @@ class MedXGAN:
         """How explanations are made, in plain values."""
         return asdict(self.config) | {"witnesses": self._witnessed_by}
 
-    def _verdict(self, figures: dict[str, float], p0: float, p1: float, query: Query) -> str:
+    def _verdict(self, figures: dict[str, float], settled: bool, p1: float, query: Query) -> str:
         limits = self.limits.get(query.finding, Limits())
         if figures.get("strangeness", 0.0) > 1:
             return f"not explainable: {unlike(figures['strangeness'])}"
@@ -297,7 +297,7 @@ class MedXGAN:
                 "not explainable: the classifier sees image and reconstruction differently (logits "
                 f"{figures['logit_gap']:.2f} apart, at most {limits.gap:.2f} allowed)"
             )
-        if bool(convinced(torch.tensor(p0), query.direction)):
+        if settled:
             return f"ok: the classifier's call was already {'negative' if query.direction == 'remove' else 'positive'}"
         if not figures["flipped"]:
             return f"not flipped: the classifier's call stays (p = {p1:.2f})"

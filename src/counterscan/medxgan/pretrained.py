@@ -92,7 +92,7 @@ def load(folder: Path, classifier: nn.Module | None, device: str = "cpu") -> Med
             if name in told:
                 told[name] = _persuasion(told[name])
         config = ExplainConfig(**told)
-        limits = {finding: Limits(told["psnr"], told["gap"]) for finding, told in settings["limits"].items()}
+        limits = {finding: Limits(limit["psnr"], limit["gap"]) for finding, limit in settings["limits"].items()}
         recipe = IntensityRecipe.from_dict(settings["recipe"]) if settings["recipe"] is not None else None
         count = settings.get("witnesses", 0)
         witnesses = [classifier_from(folder / WITNESSES / str(n), device) for n in range(count)]

@@ -42,6 +42,7 @@ class CounterpartSearch:
         column: of the finding.
         x: (N, 1, H, W) in [-1, 1].
         again: their reconstructions.
+        before: (N,) logit of the finding that the classifier gives x.
         valid: (N, 1, H, W), False on padding; None means that every pixel is image.
     """
 
@@ -54,14 +55,14 @@ class CounterpartSearch:
         column: int,
         x: Tensor,
         again: Tensor,
+        before: Tensor,
         valid: Tensor | None = None,
     ) -> None:
         self.networks, self.config, self.query, self.column = networks, config, query, column
         self.x, self.again = x, again
         self.inside = torch.ones_like(x) if valid is None else valid.to(x.dtype)
         self.judges, self.sign = judges, 1.0 if query.direction == "remove" else -1.0
-        with torch.no_grad():
-            self.settled = convinced(judges[0](x)[:, column].sigmoid(), query.direction)  # (N,): nothing need change
+        self.settled = convinced(before.sigmoid(), query.direction)  # (N,): nothing need change
         self.sure = torch.where(self.settled, CALLED, config.sure)  # (N,) probability of what is not wanted
 
     @torch.no_grad()

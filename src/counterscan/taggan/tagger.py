@@ -183,7 +183,7 @@ class TagGAN:
         rule = self.rules.get(query.finding)
         masks = rule(evidence, valid) if rule is not None else None
         before, after = self._scores(x, evidence, column) or [], self._scores(healed, None, column)
-        strange = self._strangeness(x)
+        figures = self._figures(x)
         if uncertainty:
             spread = self._spread(x, query.finding)
         made_by = Provenance(self.name, counterscan.__version__, self.checkpoint, self.settings(query.finding))
@@ -205,8 +205,8 @@ class TagGAN:
                     score_before=before[i],
                     score_after=None if after is None else after[i],
                     extras={} if spread is None else {"uncertainty": spread[i].cpu()},
-                    figures={} if strange is None else {"strangeness": strange[i]},
-                    verdict=self._verdict(before, after, i, column, 0.0 if strange is None else strange[i]),
+                    figures=figures[i],
+                    verdict=self._verdict(before, after, i, column, figures[i]),
                     source=None if batch.sources is None else batch.sources[i],
                 )
             )
@@ -264,15 +264,17 @@ class TagGAN:
                     each.append(torch.roll(m.flip(-1) if mirrored else m, (-down, -right), dims=(-2, -1)))
         return torch.stack(each).std(dim=0)
 
-    def _strangeness(self, x: Tensor) -> list[float] | None:
-        """How far each image is from the training images, more than 1 being too far; None where that is not known."""
+    def _figures(self, x: Tensor) -> list[dict[str, float]]:
+        """Of each image "strangeness", how far it is from the training images, more than 1 being too far, if known."""
         if self.familiarity is None or not isinstance(self.classifier, Classifier):
-            return None
-        return self.familiarity.strangeness([self.classifier], x).tolist()
+            return [{} for _ in x]
+        return [{"strangeness": s} for s in self.familiarity.strangeness([self.classifier], x).tolist()]
 
-    def _verdict(self, before: list[float], after: list[float] | None, i: int, column: int, strangeness: float) -> str:
-        if strangeness > 1:
-            return f"not to be trusted: {unlike(strangeness)}"
+    def _verdict(
+        self, before: list[float], after: list[float] | None, i: int, column: int, figures: dict[str, float]
+    ) -> str:
+        if figures.get("strangeness", 0.0) > 1:
+            return f"not to be trusted: {unlike(figures['strangeness'])}"
         if after is None:
             return "ok"
         threshold = float(self.classifier.threshold[column]) if isinstance(self.classifier, Classifier) else 0.5

@@ -15,7 +15,7 @@ images alone, with calibrated probabilities. Limits of the last three come from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -143,17 +143,17 @@ class Gate:
         _, firsts = np.unique(val.patients, return_index=True)
         extract = InDomainFeatures(verifiers[0])
         rows = spaced(np.arange(len(train)), _FITTED)
-        features = _over(train, rows, lambda x: features_of(extract, x))
+        features = train.over(rows, lambda x: features_of(extract, x))
         near = Mahalanobis.fit(features)
         reference = {
             "mean": near.mean,
             "whitening": near.whitening,
-            "thumbnails": _over(train, np.arange(len(train)), thumbnails),
+            "thumbnails": train.over(np.arange(len(train)), thumbnails),
         }
         shape, change, variation = _variation(val, config.within)
         gate = cls(verifiers, Limits(shape, change, 0.0, 0.0, variation), reference, config)
-        distances = _over(val, np.arange(len(val)), gate.distance)
-        nearest = nearest_neighbours(_over(val, firsts, thumbnails), reference["thumbnails"]).distances[:, 0]
+        distances = val.over(np.arange(len(val)), gate.distance)
+        nearest = nearest_neighbours(val.over(firsts, thumbnails), reference["thumbnails"]).distances[:, 0]
         gate.limits = Limits(
             shape,
             change,
@@ -330,12 +330,6 @@ def _checked(verifiers: Sequence[Classifier]) -> tuple[Classifier, ...]:
         if tuple(verifier.findings) != tuple(verifiers[0].findings):
             raise InputError("they know different findings", field="verifiers", remedy="Train them on the same ones")
     return tuple(verifiers)
-
-
-def _over(store: PreparedStore, rows: np.ndarray, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """What a function gives for images of some rows, in parts, on the CPU."""
-    parts = [function(store.images(rows[at : at + _BATCH])).cpu() for at in range(0, len(rows), _BATCH)]
-    return torch.cat(parts)
 
 
 def _apart(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
