@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterscan.medxgan import (
     Code,
@@ -65,3 +67,38 @@ class Split(MedXGANNetworks):
 
     def generate(self, code: Code) -> Tensor:
         return code.z1 + code.z2[:, 0]
+
+
+FINDING = FINDINGS[0]
+EXACT = replace(QUICK, refine=RefineConfig(steps=0))
+
+
+class Peak(nn.Module):
+    """Logit: how much of the image is above 0.2."""
+
+    findings = FINDINGS[:1]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.tensor(-1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.offset + (x - 0.2).clamp_min(0).sum(dim=(1, 2, 3)))[:, None]
+
+
+class Half(Split):
+    """Shows half of the spot, so that taking it away leaves the other half in the image."""
+
+    def generate(self, code):  # type: ignore[no-untyped-def]
+        return code.z1 + 0.5 * code.z2[:, 0]
+
+
+def spotted() -> Tensor:
+    """Two images: a spot of nine pixels 0.5 above the rest, and none."""
+    x = torch.zeros(2, 1, SIZE, SIZE)
+    x[0, 0, 4:7, 4:7] = 0.7
+    return x
+
+
+def exact(config: ExplainConfig = EXACT) -> MedXGAN:
+    return MedXGAN(Split(), Peak(), config=config, size=SIZE)
