@@ -69,6 +69,19 @@ def test_a_store_gives_what_reading_the_files_gives(tmp_path: Path) -> None:
     assert store.table.image_path(4).samefile(table.image_path(4))
 
 
+def test_a_walk_over_images_is_in_the_order_of_the_rows_whatever_the_parts(tmp_path: Path) -> None:
+    prepare(make_set(tmp_path / "set"), tmp_path / "store", size=24, recipe=RANGE, workers=1)
+    store, rows = PreparedStore.open(tmp_path / "store"), np.array([7, 0, 3, 9, 1])
+    asked: list[int] = []
+
+    def means(images: torch.Tensor) -> torch.Tensor:
+        asked.append(len(images))
+        return images.mean(dim=(1, 2, 3))
+
+    assert torch.equal(store.over(rows, means, batch_size=2), store.images(rows).mean(dim=(1, 2, 3)))
+    assert asked == [2, 2, 1]
+
+
 def test_masks_by_finding(tmp_path: Path) -> None:
     table = make_set(tmp_path / "set")
     prepare(table, tmp_path / "store", size=24, recipe=RANGE, workers=1)
