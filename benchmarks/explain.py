@@ -8,12 +8,13 @@ Three runs each, every one with patients of its own to test (a fold, or for the 
 seed, explained classifier, oracle (other seed and architecture), explainer and rivals; the published recipe is trained
 for the CPU time that medXGAN+ took and explains a sample with its 5,000-step inversion. Figures are pooled over the
 tested images. What is done is kept: the same command goes on after an interruption, and one that asks otherwise only
-judges anew.
+judges anew. What would have to be trained otherwise needs a folder of its own.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +37,7 @@ from counterscan.data.phantom.config import PhantomConfig
 from counterscan.data.prepare import prepare
 from counterscan.data.splits import folds, spaced
 from counterscan.data.store import PreparedStore
+from counterscan.errors import InputError
 from counterscan.files import read_json, write_json, write_text
 from counterscan.medxgan import ExplainConfig, MedXGAN
 from counterscan.medxgan.published import PublishedConfig, PublishedMedXGAN
@@ -44,7 +46,8 @@ from counterscan.nets.cnn import ClassifierConfig
 from counterscan.training.config import plain
 
 ORACLE = ClassifierConfig(widths=(24, 48, 96), pool="gap")  # wider, shallower, and pooled otherwise
-_TIMED = 30  # steps of the published recipe from which its time is told
+_TIMED = (10, 40)  # steps of two trainings of the published recipe, from whose difference the time of one is told
+_TRAINED = ("size", "steps", "finding", "flip", "classifier_steps")  # options that trained networks depend on
 
 
 @dataclass
@@ -97,9 +100,11 @@ def explainer_config(steps: int, seed: int) -> MedXGANConfig:
 
 
 def timed(folder: Path, name: str, work: partial) -> float:
-    """CPU seconds of some work that is done once."""
+    """CPU seconds of a training in ``folder/name`` that is done once; an interrupted one starts anew, or they would
+    only be its last part's."""
     kept = folder / f"{name}.json"
     if not kept.exists():
+        shutil.rmtree(folder / name, ignore_errors=True)
         start = time.process_time()
         work()
         write_json(kept, {"cpu_seconds": time.process_time() - start})
@@ -117,8 +122,8 @@ def train_published(options: Options, store: PreparedStore, folder: Path, run: i
     def train(steps: int, place: str) -> None:
         PublishedMedXGAN.fit(store, classifier, folder / place, config(steps), finding=options.finding)
 
-    step = timed(folder, "published_timed", partial(train, _TIMED, "published_timed")) / _TIMED
-    steps = max(_TIMED, round(seconds / step))
+    few, more = (timed(folder, f"published_{n}", partial(train, n, f"published_{n}")) for n in _TIMED)
+    steps = max(1, round(seconds / ((more - few) / (_TIMED[1] - _TIMED[0]))))
     timed(folder, "published", partial(train, steps, "published"))
     return steps
 
@@ -127,7 +132,7 @@ def one_run(options: Options, run: int) -> tuple[int, dict[str, float]]:
     """Train and judge one run; what its parts took."""
     torch.set_num_threads(1)
     store, folder = options.store(run), options.out / f"run{run}"
-    folder.mkdir(parents=True, exist_ok=True)
+    same_training(options, store, folder)
     explain = replace(ExplainConfig(), masks=options.masks)
     asked = {name: getattr(options, name) for name in ("most", "sample", "rivals", "slow", "published")}
     asked = plain({**asked, "explain": explain})
@@ -163,6 +168,17 @@ def one_run(options: Options, run: int) -> tuple[int, dict[str, float]]:
     )
     write_json(folder / "done.json", {"asked": asked, "took": took})
     return run, took
+
+
+def same_training(options: Options, store: PreparedStore, folder: Path) -> None:
+    """Note what the networks of a run are trained from, the first time; later it must be the same."""
+    now = plain({name: getattr(options, name) for name in _TRAINED} | {"content": store.content})
+    noted = folder / "trained.json"
+    if not noted.exists():
+        write_json(noted, now)
+    elif (before := read_json(noted)) != now:
+        other = ", ".join(name for name in now if now[name] != before.get(name))
+        raise InputError("its networks were trained otherwise", path=folder, field=other, remedy="Give another --out")
 
 
 def as_now(run: Path, config: ExplainConfig | None = None) -> MedXGAN:

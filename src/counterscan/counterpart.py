@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from torch import Tensor
+
+from counterscan.errors import InputError
 
 if TYPE_CHECKING:
     from counterscan.data.geometry import Geometry
@@ -23,12 +26,22 @@ class Query:
         direction: take the finding away, or put it in.
         strength: 0 leaves the image alone, 1 is the whole change.
         text: free text for text-steered systems.
+
+    Raises:
+        InputError: another direction, or a strength that is negative or not finite.
     """
 
     finding: str
     direction: Direction = "remove"
     strength: float = 1.0
     text: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.direction not in get_args(Direction):
+            ways = " or ".join(get_args(Direction))
+            raise InputError(f"{self.direction!r} is none", field="direction", remedy=f"Use {ways}")
+        if not 0 <= self.strength < math.inf:
+            raise InputError(f"{self.strength} must be a number of at least 0", field="strength")
 
 
 @dataclass(frozen=True)
@@ -144,6 +157,16 @@ class StudyBatch:
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
+
+    def rows(self, rows: slice) -> StudyBatch:
+        """Some of the images, with what is known of them."""
+        return replace(
+            self,
+            images=self.images[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            valid=None if self.valid is None else self.valid[rows],
+            sources=None if self.sources is None else list(self.sources)[rows],
+        )
 
 
 class System(Protocol):

@@ -1,8 +1,8 @@
-"""What every system asks of the images it is given."""
+"""What every system asks of the images and classifiers it is given."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterscan.errors import InputError
 
@@ -37,3 +37,18 @@ def checked_images(images: Tensor, size: int | None = None) -> Tensor:
             remedy=_REMEDY,
         )
     return images
+
+
+def findings_of(classifier: nn.Module) -> tuple[str, ...]:
+    """Canonical names of a classifier's columns.
+
+    Raises:
+        InputError: it does not say them.
+    """
+    if not hasattr(classifier, "findings"):
+        raise InputError(
+            "the classifier has no attribute findings",
+            field="classifier",
+            remedy="Wrap it: counterscan.classify.adapter.AdaptedClassifier",
+        )
+    return tuple(classifier.findings)  # type: ignore[arg-type]

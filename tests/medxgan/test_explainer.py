@@ -181,6 +181,24 @@ def test_findings_have_their_own_blocks() -> None:
     assert first.path.outputs.shape == (5, 2)
 
 
+def test_many_images_are_explained_some_at_a_time() -> None:
+    x, system = images(5), explainer()
+    together = system.explain(x, FINDING)
+    system.config = replace(system.config, internal_batch_size=2)
+    for some, all_ in zip(system.explain(x, FINDING), together, strict=True):
+        torch.testing.assert_close(some.counterpart, all_.counterpart)
+        torch.testing.assert_close(some.extras["lig"], all_.extras["lig"])
+        assert some.verdict == all_.verdict
+    with pytest.raises(InputError, match="internal_batch_size"):
+        ExplainConfig(internal_batch_size=0)
+
+
+def test_no_image_gives_no_answer() -> None:
+    system = explainer()
+    assert system.explain(images(2)[:0], FINDING) == []
+    assert system.attribute(images(2)[:0], 0).shape == (0, 1, SIZE, SIZE)
+
+
 def test_padding_stays_and_strength_zero_changes_nothing() -> None:
     valid = torch.ones(2, 1, SIZE, SIZE, dtype=torch.bool)
     valid[..., :8] = False

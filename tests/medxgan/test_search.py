@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from counterscan.counterpart import Counterpart
+from counterscan.counterpart import Counterpart, Query, StudyBatch
 from counterscan.medxgan import Code, MedXGAN, PersuadeConfig
 from counterscan.nets.cnn import Classifier, ClassifierConfig
 from tests.medxgan.grids import (
@@ -100,7 +101,7 @@ def test_a_call_that_is_already_what_is_asked_for_is_not_lost() -> None:
     (answer, _) = MedXGAN(Upwards(), Peak(), config=EXACT, size=SIZE).explain(x, FINDING)
     assert answer.verdict == "ok: the classifier's call was already negative"
     assert torch.equal(answer.counterpart, x[0])  # type: ignore[arg-type]
-    assert answer.figures["completeness_gap"] == 0
+    assert math.isnan(answer.figures["completeness_gap"])  # nothing changed
 
 
 def test_without_transfer_what_the_generator_missed_is_no_change_that_is_felt() -> None:
@@ -213,3 +214,14 @@ def test_the_change_is_raised_until_the_call_changes() -> None:
     stuck = MedXGAN(Half(), Peak(), config=replace(EXACT, boosts=(1.0, 1.5)), size=SIZE).explain(spotted(), FINDING)[0]
     assert stuck.figures["boost"] == 1.5  # the nearest
     assert stuck.verdict.startswith("not flipped")
+
+
+@pytest.mark.parametrize("strength", [0.5, 2.0])
+def test_strength_scales_the_change_that_is_found_without_it(strength: float) -> None:
+    system = MedXGAN(Half(), Peak(), config=EXACT, size=SIZE)
+    whole, _ = system.explain(spotted(), FINDING)
+    scaled, _ = system.counterparts(StudyBatch(spotted()), Query(FINDING, strength=strength))
+    assert scaled.figures["boost"] == whole.figures["boost"]
+    torch.testing.assert_close(scaled.delta, strength * whole.delta)
+    assert scaled.path is not None
+    assert scaled.path.strengths[-1] == strength

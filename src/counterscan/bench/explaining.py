@@ -29,6 +29,7 @@ from counterscan.counterpart import Counterpart, Query, StudyBatch, System
 from counterscan.data.splits import spaced
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
+from counterscan.medxgan.attribution import LEAST_RISE
 from counterscan.metrics import faithfulness, stability, validity
 from counterscan.metrics.intervals import RESAMPLES
 from counterscan.metrics.realism import features_of
@@ -37,8 +38,6 @@ from counterscan.training.checkpoint import weights_digest
 Systems = Mapping[str, System | Sequence[System]]
 Extractor = Callable[[Tensor], Tensor]
 Progress = Callable[[str, int, int], Any]
-
-_LEAST_RISE = 1e-3  # logits between the ends of a way, below which its attribution has nothing to be complete about
 
 
 @dataclass(frozen=True)
@@ -252,11 +251,11 @@ class _Trial:
                 x, again = batch.images[i : i + 1], again.detach().float().cpu()[None]
                 line["psnr"] = float(validity.psnr(x, again, None if batch.valid is None else batch.valid[i : i + 1]))
                 line["logit_gap"] = float(self.seen.margins(torch.cat([x, again])).diff().abs())
-            line |= {name: value for name, value in answer.figures.items() if name in line}
+            line["completeness_gap"] = answer.figures.get("completeness_gap", math.nan)
             if answer.path is not None:
                 margins = self.seen.margins(answer.path.frames)  # probabilities that have arrived at 1 stand still
                 line["monotonicity"] = float(validity.monotonicity(margins[None], "remove"))
-                if float((margins[0] - margins[-1]).abs()) < _LEAST_RISE:
+                if float((margins[0] - margins[-1]).abs()) < LEAST_RISE:
                     line["completeness_gap"] = math.nan
         return {name: torch.tensor([line[name] for line in lines], dtype=torch.float64) for name in lines[0]}
 

@@ -11,7 +11,7 @@ from counterscan.medxgan.explainer import Limits, MedXGAN
 from counterscan.medxgan.inversion import PersuadeConfig, RefineConfig, latent_optimisation, persuade, refine
 from counterscan.medxgan.model import Code, MedXGANNetworks, NetworkConfig
 from counterscan.medxgan.objective import MedXGANTask, ObjectiveConfig
-from counterscan.medxgan.training import MedXGANConfig, fit, from_run
+from counterscan.medxgan.training import MedXGANConfig, fit
 from counterscan.medxgan.witness import WitnessConfig, train_witnesses
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "WitnessConfig",
     "displacement_integrated_gradients",
     "fit",
-    "from_run",
     "gradients_of",
     "latent_optimisation",
     "path_integrated_gradients",

@@ -1,6 +1,6 @@
-"""What a path from the negative counterpart to the image says about the classifier.
+"""What a path from the counterpart to the image says about the classifier.
 
-A path is K + 1 frames g_0 ... g_K of each image, (K + 1, N, 1, H, W): g_0 without the finding, g_K the image or its
+A path is K + 1 frames g_0 ... g_K of each image, (K + 1, N, 1, H, W): g_0 the counterpart, g_K the image or its
 reconstruction. F is one output of the classifier, the logit of a fixed finding; never the arg-max class at a point,
 which changes on the way and leaves no axiom standing.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 Output = Callable[[Tensor], Tensor]
+LEAST_RISE = 0.5  # of a logit from one end of a path to the other, below which no share of it is told
 _NEGLIGIBLE = 0.005  # of a logit
 _PARTS = (3, 9, 27)  # of a step, tried in turn
 
@@ -43,7 +44,7 @@ def path_integrated_gradients(
         batch_size: images per pass.
 
     Returns:
-        (N, 1, H, W), signed: positive where the way to the finding raised F.
+        (N, 1, H, W), signed: positive where the way to the image raised F.
     """
     steps = path.diff(dim=0)
 

@@ -32,8 +32,8 @@ class ExplainConfig:
             the generator's: there it is the lesion's. None keeps all of it.
         masks: thresholds of ``transfer_mask`` that are tried in turn, tight ones first, until the classifier is sure.
         boosts: factors on the difference that are then tried with the last mask.
-        near: where no attempt suffices, the first is the answer that leaves no more of what is not wanted than the best
-            does and this share of that: a wider mask or a larger change must be worth it.
+        near: where no attempt suffices, the first one is taken whose probability of what is not wanted is at most
+            (1 + near) times the least that any reaches: a wider mask or a larger change must be worth it.
         sure: probability of the finding at which the classifier is sure that it is gone; 1 - sure that it is there.
             One half would take the first change that tips the call, which other classifiers follow less often.
         far: probability of the finding above which ``insist`` starts; ``sure`` where that is more.
@@ -42,6 +42,10 @@ class ExplainConfig:
         precision: of both descents; "auto" computes in bfloat16 where that is fast. All images, probabilities and maps
             of an answer are computed in float32.
         smoothing, reach: of the evidence; see ``counterscan.care.Care``, whose views are not used here.
+        internal_batch_size: images searched together; bounds memory.
+
+    Raises:
+        InputError: a value is out of range; names the field.
     """
 
     refine: RefineConfig = field(default_factory=RefineConfig)
@@ -59,6 +63,7 @@ class ExplainConfig:
     precision: Precision = "auto"
     smoothing: float = 1 / 64
     reach: float = 0.055
+    internal_batch_size: int = 16
 
     def __post_init__(self) -> None:
         for name in ("masks", "boosts"):
@@ -75,6 +80,8 @@ class ExplainConfig:
             raise InputError(f"{self.fade} must be above 0", field="fade")
         if self.frames < 2:
             raise InputError("must be at least 2: the image and its counterpart", field="frames")
+        if self.internal_batch_size < 1:
+            raise InputError("must be at least 1", field="internal_batch_size")
         if self.precision not in get_args(Precision):
             raise InputError(f"{self.precision!r} must be one of {', '.join(get_args(Precision))}", field="precision")
         if self.evidence not in EVIDENCE:

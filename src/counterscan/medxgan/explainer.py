@@ -15,12 +15,13 @@ from counterscan.care import Care, evaluating, tidy
 from counterscan.counterpart import CounterfactualPath, Counterpart, Direction, Provenance, Query, StudyBatch
 from counterscan.errors import InputError
 from counterscan.familiarity import Familiarity, unlike
-from counterscan.inputs import checked_images
-from counterscan.medxgan.attribution import path_integrated_gradients, straight_path
+from counterscan.inputs import checked_images, findings_of
+from counterscan.medxgan.attribution import LEAST_RISE, path_integrated_gradients, straight_path
 from counterscan.medxgan.explain_config import ExplainConfig, convinced
 from counterscan.medxgan.inversion import RefineConfig, refine
 from counterscan.medxgan.model import Code, MedXGANNetworks
 from counterscan.medxgan.search import CounterpartSearch
+from counterscan.metrics.faithfulness import completeness_gap
 from counterscan.metrics.validity import psnr
 from counterscan.training.checkpoint import weights_digest
 from counterscan.training.precision import autocast
@@ -48,6 +49,26 @@ class Limits:
     gap: float = float("inf")
 
 
+@dataclass(frozen=True)
+class Way:
+    """How N images become their counterparts.
+
+    Attributes:
+        again: (N, 1, H, W), the generator's reconstructions.
+        before, reconstructed: (N,) logit of the finding that the classifier gives images and reconstructions.
+        path: (K, N, 1, H, W) in [-1, 1], from image (without transfer: reconstruction) to counterpart.
+        logits: (K, N, C) of the frames.
+        figures: named numbers (N,) of the search.
+    """
+
+    again: Tensor
+    before: Tensor
+    reconstructed: Tensor
+    path: Tensor
+    logits: Tensor
+    figures: dict[str, Tensor]
+
+
 class MedXGAN:
     """Visual explanations of one frozen classifier.
 
@@ -55,7 +76,8 @@ class MedXGAN:
 
     Args:
         networks: trained E and G.
-        classifier: frozen; (N, 1, H, W) in [-1, 1] to logits (N, C), with ``findings``; see ``classify.adapter``.
+        classifier: (N, 1, H, W) in [-1, 1] to logits (N, C), with ``findings``; see ``classify.adapter``. It is put
+            into evaluation mode and its weights are taken out of training, and stay so.
         witnesses: classifiers of the same findings that counterparts must convince as well; see ``medxgan.witness``.
         config: how images are explained.
         donors: finding -> (B, pathology, h, w), z2 blocks of training images that the classifier calls positive; what
@@ -84,15 +106,9 @@ class MedXGAN:
         recipe: IntensityRecipe | None = None,
         checkpoint: str | None = None,
     ) -> None:
-        if not hasattr(classifier, "findings"):
-            raise InputError(
-                "the classifier has no attribute findings",
-                field="classifier",
-                remedy="Wrap it: counterscan.classify.adapter.AdaptedClassifier",
-            )
+        self.findings = findings_of(classifier)
         self.networks = networks.eval().requires_grad_(False)
         self.classifier = classifier.eval().requires_grad_(False)
-        self.findings: tuple[str, ...] = tuple(classifier.findings)  # type: ignore[arg-type]
         if networks.findings != len(self.findings):
             raise InputError(
                 f"the networks have {networks.findings} blocks of z2, the classifier {len(self.findings)} findings",
@@ -179,12 +195,13 @@ class MedXGAN:
             direction: take the finding away, or bring it in.
 
         Returns:
-            One per image. ``path`` leads from the image (strength 0) to the counterpart (strength 1) with the
+            One per image, on the CPU. ``path`` leads from the image (strength 0) to the counterpart with the
             classifier's probabilities; ``extras`` holds the maps "difference" (signed, image - counterpart), "lig" and
-            "ig_negative", and the "reconstruction"; ``figures`` the quality: "psnr", "logit_gap",
-            "completeness_gap", "flipped", "boost", "insisted" (1 where no change of a part of the image was enough and
-            it was allowed anywhere); where there are witnesses, "witnessed", the share of them that the counterpart
-            convinces, and "strangeness", how far the image is from the training images, more than 1 being too far.
+            "ig_negative", and the "reconstruction"; ``figures`` the quality: "psnr", "logit_gap", "completeness_gap"
+            (NaN where the logit hardly changes), "flipped", "boost", "insisted" (1 where no change of a part of the
+            image was enough and it was allowed anywhere); where there are witnesses, "witnessed", the share of them
+            that the counterpart convinces, and "strangeness", how far the image is from the training images, more than
+            1 being too far.
 
         Raises:
             InputError: unknown target, unusable images, or no donors for "add".
@@ -195,27 +212,52 @@ class MedXGAN:
     def attribute(self, inputs: Tensor, target: int | str) -> Tensor:
         """Captum's shape: the signed main map (N, 1, H, W) of one finding."""
         answers = self.explain(inputs, target)
-        return torch.stack([a.extras[self.config.evidence] for a in answers]) if answers else inputs
+        if not answers:
+            return torch.zeros_like(inputs)
+        return torch.stack([a.extras[self.config.evidence] for a in answers]).to(inputs.device)
 
     def counterparts(self, batch: StudyBatch, query: Query) -> list[Counterpart]:
-        """See ``explain``; ``query.strength`` scales the change."""
-        column = self._column(query.finding)
-        if not len(batch):
-            return []
-        x = checked_images(batch.images, self.size).to(self.device)
+        """See ``explain``; ``query.strength`` scales the change that strength 1 finds, and ends the path."""
+        self._column(query.finding)
+        checked_images(batch.images, self.size)
+        part = self.config.internal_batch_size
         with torch.inference_mode(False), evaluating(self.classifier), evaluating(self.networks):
-            return self._answers(x, batch, query, column)
+            parts = [batch.rows(slice(start, start + part)) for start in range(0, len(batch), part)]
+            return [answer for each in parts for answer in self._answers(each, query)]
 
-    def _answers(self, x: Tensor, batch: StudyBatch, query: Query, column: int) -> list[Counterpart]:
-        code, again = self.invert(x)
-        with torch.no_grad():
-            before, reconstructed = self._logits(x)[:, column], self._logits(again)[:, column]
-            valid = None if batch.valid is None else batch.valid.to(x.device)
-            search = CounterpartSearch(self.networks, self.judges, self.config, query, column, x, again, before, valid)
-            path, searched = search.path(code, self.donors.get(query.finding))  # (K, N, 1, H, W)
-            logits = self._logits(path.flatten(0, 1)).view(len(path), len(x), -1)
-        outputs, rise = logits.sigmoid(), logits[0, :, column] - logits[-1, :, column]
-        counterpart = path[-1]
+    def way(self, images: Tensor, query: Query, valid: Tensor | None = None) -> Way:
+        """What ``counterparts`` are found by, without maps and verdicts.
+
+        Args:
+            images: (N, 1, H, W) in [-1, 1], N >= 1, all at once.
+            query: what is asked.
+            valid: (N, 1, H, W), False on padding, which nothing changes; None means that every pixel is image.
+
+        Returns:
+            Everything on the networks' device.
+
+        Raises:
+            InputError: unknown finding, unusable images, or no donors for "add".
+        """
+        column, x = self._column(query.finding), checked_images(images, self.size).to(self.device)
+        valid = None if valid is None else valid.to(x.device)
+        with torch.inference_mode(False), evaluating(self.classifier), evaluating(self.networks):
+            code, again = self.invert(x)
+            with torch.no_grad():
+                before, reconstructed = self._logits(x)[:, column], self._logits(again)[:, column]
+                search = CounterpartSearch(
+                    self.networks, self.judges, self.config, query, column, x, again, before, valid
+                )
+                path, figures = search.path(code, self.donors.get(query.finding))
+                logits = self._logits(path.flatten(0, 1)).view(len(path), len(x), -1)
+        return Way(again, before, reconstructed, path, logits, figures)
+
+    def _answers(self, batch: StudyBatch, query: Query) -> list[Counterpart]:
+        x, column = batch.images.to(self.device), self._column(query.finding)
+        valid = None if batch.valid is None else batch.valid.to(x.device)
+        way = self.way(x, query, valid)
+        path, logits, counterpart = way.path, way.logits, way.path[-1]
+        outputs = logits.sigmoid()
 
         def output(images: Tensor) -> Tensor:
             return self._logits(images)[:, column]
@@ -231,15 +273,14 @@ class MedXGAN:
         evidence = self.evidence(maps[self.config.evidence], x, query.direction)
         if valid is not None:
             evidence = evidence * valid
-        gap = (maps["lig"].flatten(1).sum(dim=1) - rise).abs() / rise.abs().clamp_min(1e-6)
-        p0, p1 = outputs[0, :, column], outputs[-1, :, column]
+        p0, p1 = way.before.sigmoid(), outputs[-1, :, column]
         settled, flipped = convinced(p0, query.direction), convinced(p1, query.direction)
         figures = {
-            "psnr": psnr(x, again),
-            "logit_gap": (before - reconstructed).abs(),
-            "completeness_gap": gap,
+            "psnr": psnr(x, way.again, valid),
+            "logit_gap": (way.before - way.reconstructed).abs(),
+            "completeness_gap": completeness_gap(maps["lig"], logits[0, :, column], logits[-1, :, column], LEAST_RISE),
             "flipped": flipped.float(),
-            **searched,
+            **way.figures,
         }
         if self.witnesses:
             with torch.no_grad():
@@ -248,13 +289,13 @@ class MedXGAN:
         if self.familiarity is not None:
             figures["strangeness"] = self.familiarity.strangeness(self.witnesses, x)
         made_by = Provenance(self.name, counterscan.__version__, self.checkpoint, self.settings())
-        strengths = torch.linspace(0, 1, len(path))
+        strengths = query.strength * torch.linspace(0, 1, len(path))
         answers = []
         for i in range(len(x)):
             numbers = {name: float(values[i]) for name, values in figures.items()}
             answers.append(
                 Counterpart(
-                    image=batch.images[i],
+                    image=batch.images[i].cpu(),
                     evidence=evidence[i].cpu(),
                     counterpart=counterpart[i].cpu(),
                     query=query,
@@ -262,7 +303,7 @@ class MedXGAN:
                     score_before=float(p0[i]),
                     score_after=float(p1[i]),
                     path=CounterfactualPath(path[:, i].cpu(), strengths, outputs[:, i].cpu()),
-                    extras={name: m[i].cpu() for name, m in maps.items()} | {"reconstruction": again[i].cpu()},
+                    extras={name: m[i].cpu() for name, m in maps.items()} | {"reconstruction": way.again[i].cpu()},
                     figures=numbers,
                     verdict=self._verdict(numbers, bool(settled[i]), float(p1[i]), query),
                     source=None if batch.sources is None else batch.sources[i],
@@ -326,10 +367,3 @@ class MedXGAN:
     def _logits(self, images: Tensor) -> Tensor:
         logits: Tensor = self.classifier(images)
         return logits.float()
-
-
-def donors_of(codes: Sequence[Code], column: int, count: int) -> Tensor:
-    """(B, pathology, h, w): z2 blocks of one finding of up to ``count`` images, evenly spaced among them."""
-    blocks = torch.cat([code.z2[:, column] for code in codes])
-    keep = torch.linspace(0, max(0, len(blocks) - 1), min(count, len(blocks))).round().long()
-    return blocks[keep]

@@ -13,7 +13,7 @@
         + w_lat   * |E(v_b) - (z1, b z2')|^2                a code means the same when it is read again
         + w_neg   * (1 - p_c(x)) |z2|^2                     what the classifier calls negative has no pathology
         + w_prior * |z|^2
-        + w_adv   * (-D(y_a) - D(v_b))
+        + w_adv   * mean softplus(-D) of y_a and v_b        0 by default: then there is no D
 
 The published objective trains z2 = 0 and |z2| ~ sqrt(dim) only, so that the way between is never supervised, has no
 reconstruction and inverts by thousands of steps per image; see ``medxgan.published``. Noise and small moves on the
@@ -22,9 +22,8 @@ classifier's input keep G from answering with textures that only this classifier
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +45,7 @@ class ObjectiveConfig:
 
     Attributes:
         rec, match, cls, keep, sparsity, tv, lat, neg, prior, adv: see there.
-        gamma: of R1, applied every ``r1_every`` steps.
+        gamma: of R1, applied every ``r1_every`` steps; these and ``rate_critic`` are the critic's, for ``adv`` > 0.
         noise: sigma of the noise on the classifier's and critic's input.
         move: shift of the classifier's input, as a share of the width.
         rate, rate_critic: Adam's learning rates.
@@ -81,7 +80,7 @@ class MedXGANTask(Task):
         classifier: frozen; (N, 1, H, W) to logits (N, C).
         groups: what the sampler's group numbers mean, (finding column, called present) each.
         watch: validation images whose counterparts are drawn into samples/.
-        selection: gives validation figures of the networks.
+        figures: networks and classifier to validation figures by name; none by default.
     """
 
     ema = ("networks",)
@@ -94,23 +93,24 @@ class MedXGANTask(Task):
         classifier: nn.Module,
         groups: list[tuple[int, int]],
         watch: StudyBatch | None = None,
-        selection: Any = None,
+        figures: Callable[[nn.Module, nn.Module], Mapping[str, float]] | None = None,
     ) -> None:
-        self.objective, self.findings, self.watch, self.selection = objective, findings, watch, selection
+        self.objective, self.findings, self.watch, self.figures = objective, findings, watch, figures
         self.groups = torch.tensor(groups)  # (K, 2)
         self.classifier = classifier
         self.frozen = {"classifier": classifier}
-        self.modules = {
-            "networks": MedXGANNetworks(networks, len(findings)),
-            "critic": ResidualCritic(networks.critic_base, networks.critic_stages, labels=len(findings)),
-        }
+        self.modules: dict[str, nn.Module] = {"networks": MedXGANNetworks(networks, len(findings))}
+        if objective.adv > 0:
+            critic = ResidualCritic(networks.critic_base, networks.critic_stages, labels=len(findings))
+            self.modules["critic"] = critic
+        rates = {"networks": (objective.rate, (0.5, 0.99)), "critic": (objective.rate_critic, (0.0, 0.99))}
         self.optimizers = {
-            "networks": torch.optim.Adam(self.modules["networks"].parameters(), objective.rate, betas=(0.5, 0.99)),
-            "critic": torch.optim.Adam(self.modules["critic"].parameters(), objective.rate_critic, betas=(0.0, 0.99)),
+            name: torch.optim.Adam(module.parameters(), rates[name][0], betas=rates[name][1])
+            for name, module in self.modules.items()
         }
 
     def step(self, ctx: Context, batch: dict[str, Tensor]) -> Mapping[str, Tensor | float]:
-        """One update of the critic and one of encoder and generator."""
+        """One update of the critic, where there is one, and one of encoder and generator."""
         w, networks = self.objective, self.modules["networks"]
         assert isinstance(networks, MedXGANNetworks)
         columns, called = self.groups.to(ctx.device)[batch["group"]].T
@@ -195,11 +195,7 @@ class MedXGANTask(Task):
 
     def validate(self, ctx: Context) -> Mapping[str, float]:
         """Figures of the averaged networks that need no pixel labels."""
-        return self.selection(ctx.averaged("networks"), self.classifier) if self.selection is not None else {}
-
-    def criterion(self, metrics: Mapping[str, float]) -> float | None:
-        """See ``medxgan.selection``."""
-        return metrics.get("criterion")
+        return {} if self.figures is None else self.figures(ctx.averaged("networks"), self.classifier)
 
     @torch.no_grad()
     def images(self, ctx: Context) -> Mapping[str, Tensor]:

@@ -27,8 +27,8 @@ from counterscan.counterpart import CounterfactualPath, Counterpart, Direction, 
 from counterscan.data.intensity import IntensityRecipe
 from counterscan.errors import InputError
 from counterscan.files import read_json, sha256_file, write_json, write_text
-from counterscan.inputs import checked_images
-from counterscan.medxgan.attribution import displacement_integrated_gradients, path_integrated_gradients
+from counterscan.inputs import checked_images, findings_of
+from counterscan.medxgan.attribution import LEAST_RISE, displacement_integrated_gradients, path_integrated_gradients
 from counterscan.medxgan.inversion import latent_optimisation
 from counterscan.medxgan.published_training import (
     LadderConfig,
@@ -37,6 +37,7 @@ from counterscan.medxgan.published_training import (
     column_of,
     train_generator,
 )
+from counterscan.metrics.faithfulness import completeness_gap
 from counterscan.metrics.validity import psnr
 from counterscan.nets.cnn import Classifier
 from counterscan.pretrained import reading, write_tensors
@@ -106,7 +107,8 @@ class PublishedMedXGAN:
 
     Args:
         generator: trained G.
-        classifier: frozen; (N, 1, H, W) in [-1, 1] to logits (N, C), with ``findings``.
+        classifier: (N, 1, H, W) in [-1, 1] to logits (N, C), with ``findings``. It is put into evaluation mode and its
+            weights are taken out of training, and stay so.
         finding: the one that G was trained for, by name or column.
         config: how images are explained.
         recipe: how intensities became [-1, 1] in training.
@@ -127,7 +129,7 @@ class PublishedMedXGAN:
     ) -> None:
         self.generator = generator.eval().requires_grad_(False)
         self.classifier = classifier.eval().requires_grad_(False)
-        self.column, self.findings = column_of(classifier, finding), tuple(classifier.findings)  # type: ignore[arg-type]
+        self.column, self.findings = column_of(classifier, finding), findings_of(classifier)
         self.finding, self.size = self.findings[self.column], generator.config.size
         self.config, self.recipe, self.checkpoint = config or PublishedExplain(), recipe, checkpoint
 
@@ -271,7 +273,9 @@ class PublishedMedXGAN:
     def attribute(self, inputs: Tensor, target: int | str) -> Tensor:
         """Captum's shape: the signed difference map (N, 1, H, W)."""
         answers = self.explain(inputs, target)
-        return torch.stack([a.extras["difference"] for a in answers]) if answers else torch.zeros_like(inputs)
+        if not answers:
+            return torch.zeros_like(inputs)
+        return torch.stack([a.extras["difference"] for a in answers]).to(inputs.device)
 
     def explain(self, images: Tensor, target: int | str, direction: Direction = "remove") -> list[Counterpart]:
         """Explain the classifier's finding in images (N, 1, H, W) in [-1, 1]; see ``counterparts``."""
@@ -282,9 +286,10 @@ class PublishedMedXGAN:
         """Counterparts with evidence, scores and path.
 
         Returns:
-            One per image. ``path`` leads from the reconstruction (strength 0) to the counterpart (the query's strength)
-            with the classifier's probabilities; ``extras`` holds the ``maps`` and the "reconstruction"; ``figures`` the
-            quality: "psnr" of the reconstruction, "logit_gap" between it and the image, "completeness_gap", "flipped".
+            One per image, on the CPU. ``path`` leads from the reconstruction (strength 0) to the counterpart (the
+            query's strength) with the classifier's probabilities; ``extras`` holds the ``maps`` and the
+            "reconstruction"; ``figures`` the quality: "psnr" of the reconstruction, "logit_gap" between it and the
+            image, "completeness_gap" (NaN where the logit hardly changes), "flipped".
 
         Raises:
             InputError: G was trained for another finding, or unusable images.
@@ -293,18 +298,15 @@ class PublishedMedXGAN:
             raise InputError(
                 f"the model explains {self.finding}", field="finding", remedy=f"Train one for {query.finding}"
             )
-        if query.direction not in ("remove", "add"):
-            raise InputError(f"no direction {query.direction!r}", field="direction", remedy="Use remove or add")
-        x, part = checked_images(batch.images, self.size).to(self.device), self.config.internal_batch_size
+        checked_images(batch.images, self.size)
+        part = self.config.internal_batch_size
         with torch.inference_mode(False), evaluating(self.classifier), evaluating(self.generator):
-            return [
-                answer
-                for start in range(0, len(batch), part)
-                for answer in self._answers(x[start : start + part].clone(), batch, start, query)
-            ]
+            parts = [batch.rows(slice(start, start + part)) for start in range(0, len(batch), part)]
+            return [answer for each in parts for answer in self._answers(each, query)]
 
-    def _answers(self, x: Tensor, batch: StudyBatch, first: int, query: Query) -> list[Counterpart]:
-        removing = query.direction == "remove"
+    def _answers(self, batch: StudyBatch, query: Query) -> list[Counterpart]:
+        removing, x = query.direction == "remove", batch.images.to(self.device).clone()
+        valid = None if batch.valid is None else batch.valid.to(self.device)
         z1, z2 = self.invert(x)
         end = torch.zeros_like(z2) if removing else self._drawn(z1, z2, query.strength)
         path = self.path(z1, z2, end, query.strength)
@@ -313,14 +315,15 @@ class PublishedMedXGAN:
             logits = torch.stack([self._logits(frame) for frame in frames])  # (K, N, C)
             image = self._output(x)
         before, again, after = (f.sigmoid() for f in (image, logits[0, :, self.column], logits[-1, :, self.column]))
-        rise = logits[0, :, self.column] - logits[-1, :, self.column]
         evidence = tidy(maps["difference"].abs(), x, self.config.care)
-        if batch.valid is not None:
-            evidence = evidence * batch.valid[first : first + len(x)].to(x.device)
+        if valid is not None:
+            evidence = evidence * valid
         figures = {
-            "psnr": psnr(x, path[0]),
+            "psnr": psnr(x, path[0], valid),
             "logit_gap": (image - logits[0, :, self.column]).abs(),
-            "completeness_gap": (maps["lig"].sum(dim=(1, 2, 3)) - rise).abs() / rise.abs().clamp_min(1e-6),
+            "completeness_gap": completeness_gap(
+                maps["lig"], logits[0, :, self.column], logits[-1, :, self.column], LEAST_RISE
+            ),
             "flipped": ((after < 0.5) == removing).float(),
         }
         strengths = query.strength * torch.linspace(0, 1, self.config.frames)
@@ -328,7 +331,7 @@ class PublishedMedXGAN:
         extras = maps | {"reconstruction": path[0]}
         return [
             Counterpart(
-                image=batch.images[first + i],
+                image=batch.images[i].cpu(),
                 evidence=evidence[i].cpu(),
                 counterpart=path[-1, i].cpu(),
                 query=query,
@@ -339,7 +342,7 @@ class PublishedMedXGAN:
                 extras={name: m[i].cpu() for name, m in extras.items()},
                 figures={name: float(values[i]) for name, values in figures.items()},
                 verdict=_verdict(removing, float(before[i]), float(again[i]), float(after[i])),
-                source=None if batch.sources is None else batch.sources[first + i],
+                source=None if batch.sources is None else batch.sources[i],
             )
             for i in range(len(x))
         ]

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from counterscan import losses
 from counterscan.classify.task import LabelledRows
 from counterscan.errors import InputError
+from counterscan.inputs import findings_of
 from counterscan.medxgan.training import calls
 from counterscan.training import Context, Task, TrainConfig, load_weights, seed_everything, train, uniform_sampler
 from counterscan.training.checkpoint import weights_digest
@@ -206,13 +207,7 @@ def column_of(classifier: nn.Module, finding: int | str | None) -> int:
     Raises:
         InputError: the classifier does not say its findings, does not know this one, or has several and none is named.
     """
-    if not hasattr(classifier, "findings"):
-        raise InputError(
-            "the classifier has no attribute findings",
-            field="classifier",
-            remedy="Wrap it: counterscan.classify.adapter.AdaptedClassifier",
-        )
-    findings: tuple[str, ...] = tuple(classifier.findings)  # type: ignore[arg-type]
+    findings = findings_of(classifier)
     if finding is None and len(findings) == 1:
         return 0
     if isinstance(finding, int) and 0 <= finding < len(findings):
@@ -236,7 +231,7 @@ def train_generator(
     objective: PublishedObjective,
 ) -> tuple[LadderGenerator, str]:
     """G, and the digest of its weights; see ``PublishedMedXGAN.fit``."""
-    finding = tuple(classifier.findings)[column]  # type: ignore[arg-type]
+    finding = findings_of(classifier)[column]
     (learn,) = store.parts("train")
     networks = networks or LADDERS.get(store.size)
     if networks is None or networks.size != store.size:

@@ -27,7 +27,7 @@ from counterscan.training.precision import autocast
 from counterscan.transfer import kept_texture, transfer_mask
 
 _AT_ONCE = 16  # images that are judged or generated together, which is faster than one by one
-_ANYWHERE = 0.0  # as threshold of a mask: all that changes at all
+_ANYWHERE = 0.0  # as threshold of a mask: all that visibly changes
 _FELT_AT = 4  # places between image and counterpart
 
 
@@ -38,7 +38,7 @@ class CounterpartSearch:
         networks: trained E and G.
         judges: who must be convinced, the classifier and its witnesses; each (N, 1, H, W) to logits (N, C).
         config: how images are explained.
-        query: what is asked; its strength scales the change.
+        query: what is asked; its strength scales the change that is found, and has no part in finding it.
         column: of the finding.
         x: (N, 1, H, W) in [-1, 1].
         again: their reconstructions.
@@ -81,19 +81,20 @@ class CounterpartSearch:
             InputError: a finding is to be brought in, and there are no donors.
         """
         goal = self._healed(code) if self.query.direction == "remove" else self._lent(code, donors)
-        config, found = self.config, self._smallest(goal, self.config.masks, self.config.boosts[:1])
+        config, everyone = self.config, torch.arange(len(self.x), device=self.x.device)
+        found = self._smallest(goal, everyone, config.masks, config.boosts[:1])
         insisted = torch.zeros_like(found.boost)
         unsure = torch.nonzero((found.objection > config.sure) & ~self.settled)[:, 0]
         if len(unsure):
             goal = self._persuaded(goal, unsure, config.persuade, config.masks[-1])
-            found = found.taking(unsure, self._smallest(goal, config.masks, config.boosts))
+            found = found.replaced(unsure, self._smallest(goal, unsure, config.masks, config.boosts))
         far = torch.nonzero((found.objection > max(config.far, config.sure)) & ~self.settled)[:, 0]
         if len(far) and config.insist.steps > 0:
             other = self._persuaded(goal, far, config.insist, _ANYWHERE)
-            there = self._smallest(other, (_ANYWHERE,), config.boosts)
-            better = far[there.objection[far] < found.objection[far]]
-            goal, found = goal.taking(better, other), found.taking(better, there)
-            insisted[better] = 1
+            there = self._smallest(other, far, (_ANYWHERE,), config.boosts)
+            better = there.objection < found.objection[far]
+            goal, found = goal.taking(far[better], other), found.replaced(far[better], there.select(better))
+            insisted[far[better]] = 1
         lost = self.settled & (found.objection > CALLED)  # the call was right, and is in doubt: then nothing changes
         mask = torch.where(lost.view(-1, 1, 1, 1), 0.0, found.mask)
         factor = (found.boost * self.query.strength).view(-1, 1, 1, 1)
@@ -137,7 +138,8 @@ class CounterpartSearch:
             end = code.with_block(donor.expand(count, *donor.shape), columns)
             image = self.networks.generate(end).float()
             change = image - self.again
-            moved = self._carried(change, transfer_mask(change) if self.config.transfer else torch.ones_like(change))
+            mask = transfer_mask(change) if self.config.transfer else torch.ones_like(change)
+            moved = self._carried(change, self.inside * mask)
             objection = self._objection(moved)
             # A donor that does not change the call costs more than any that does, less so the nearer it comes.
             cost = (moved - self.x).abs().mean(dim=(1, 2, 3))
@@ -176,22 +178,22 @@ class CounterpartSearch:
         felt = smooth(felt, self.config.smoothing).abs()
         return torch.where(felt.flatten(1).any(dim=1).view(-1, 1, 1, 1), felt, change.abs())
 
-    def _smallest(self, goal: _Goal, thresholds: Sequence[float], boosts: Sequence[float]) -> _Found:
-        """The tightest mask, then the smallest factor, with which all judges are sure; where none suffices, the first
-        that comes as near as any or nearly so."""
-        difference = self._change(goal, goal.image)
-        masks = [self.inside]
+    def _smallest(self, goal: _Goal, rows: Tensor, thresholds: Sequence[float], boosts: Sequence[float]) -> _Found:
+        """Of some rows the tightest mask, then the smallest factor, with which all judges are sure; where none
+        suffices, the first that comes as near as any or nearly so."""
+        difference, inside, sure = self._change(goal, goal.image)[rows], self.inside[rows], self.sure[rows]
+        masks = [inside]
         if self.config.transfer:
-            masks = [self.inside * transfer_mask(difference, threshold=threshold) for threshold in thresholds]
+            masks = [inside * transfer_mask(difference, threshold=threshold) for threshold in thresholds]
         attempts = [(mask, boosts[0]) for mask in masks] + [(masks[-1], boost) for boost in boosts[1:]]
         count, left = len(difference), torch.empty(0, len(difference), device=difference.device)
         together = max(1, _AT_ONCE // count)
         for some in (attempts[k : k + together] for k in range(0, len(attempts), together)):
-            images = [self._carried(factor * self.query.strength * difference, mask) for mask, factor in some]
+            images = [self._carried(factor * difference, mask, rows) for mask, factor in some]
             left = torch.cat([left, self._objection(torch.cat(images)).view(len(some), count)])
-            if bool((left.amin(dim=0) <= self.sure).all()):
+            if bool((left.amin(dim=0) <= sure).all()):
                 break
-        enough = torch.maximum((1 + self.config.near) * left.amin(dim=0), self.sure)
+        enough = torch.maximum((1 + self.config.near) * left.amin(dim=0), sure)
         first = (left <= enough).int().argmax(dim=0)  # argmax takes the first of equals
         tried = [attempts[k] for k in first.tolist()]
         chosen = torch.cat([mask.expand_as(difference)[i : i + 1] for i, (mask, _) in enumerate(tried)])
@@ -229,10 +231,14 @@ class _Found:
     boost: Tensor
     objection: Tensor
 
-    def taking(self, rows: Tensor, other: _Found) -> _Found:
-        """With what another search found for some rows."""
+    def select(self, rows: Tensor) -> _Found:
+        """Some of them."""
+        return _Found(self.mask[rows], self.boost[rows], self.objection[rows])
+
+    def replaced(self, rows: Tensor, other: _Found) -> _Found:
+        """With what another search found for these rows."""
         pairs = ((self.mask, other.mask), (self.boost, other.boost), (self.objection, other.objection))
-        return _Found(*(a.index_copy(0, rows, b[rows]) for a, b in pairs))
+        return _Found(*(a.index_copy(0, rows, b) for a, b in pairs))
 
 
 @dataclass(frozen=True)

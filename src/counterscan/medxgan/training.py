@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from counterscan.care import evaluating
 from counterscan.classify.task import LabelledRows, predict_logits
+from counterscan.counterpart import Query
 from counterscan.data.splits import spaced
 from counterscan.errors import InputError
 from counterscan.familiarity import Familiarity, check_share
-from counterscan.medxgan.explain_config import ExplainConfig
-from counterscan.medxgan.explainer import Limits, MedXGAN, donors_of
+from counterscan.inputs import findings_of
+from counterscan.medxgan.explain_config import ExplainConfig, convinced
+from counterscan.medxgan.explainer import Limits, MedXGAN
 from counterscan.medxgan.inversion import RefineConfig
 from counterscan.medxgan.model import MedXGANNetworks, NetworkConfig
 from counterscan.medxgan.objective import MedXGANTask, ObjectiveConfig
@@ -95,9 +97,8 @@ def fit(
     Raises:
         InputError: a split is empty, a patient is in both, or the classifier calls all training images alike.
     """
-    config, folder = config or MedXGANConfig(), Path(folder)
+    config, folder, findings = config or MedXGANConfig(), Path(folder), findings_of(classifier)
     learn, val = store.parts("train", "val")
-    findings = tuple(classifier.findings)  # type: ignore[arg-type]
     classifier = classifier.eval().requires_grad_(False)
     called = calls(classifier, learn)
     groups, meaning = _groups(called, findings, learn.folder, config.training.batch_size)
@@ -106,7 +107,7 @@ def fit(
     validation = Validation(val, called=held.targets, explain=config.explain)
     watch = val.batch(np.argsort(-validation.called.sum(axis=1), kind="stable")[:8])
     task = MedXGANTask(
-        config.networks, config.objective, findings, classifier, meaning, watch=watch, selection=validation
+        config.networks, config.objective, findings, classifier, meaning, watch=watch, figures=validation
     )
     train(
         task,
@@ -125,32 +126,23 @@ def fit(
         training=config.training,
         views=config.objective.augment,
     )
-    explainer = from_run(folder, store, classifier, config, witnesses=witnesses)
+    explainer = _assembled(folder, store, classifier, config, called, witnesses)
     explainer.save_pretrained(folder / "model")
     return explainer
 
 
-def from_run(
-    folder: str | Path,
+def _assembled(
+    folder: Path,
     store: PreparedStore,
     classifier: nn.Module,
     config: MedXGANConfig,
-    which: str | int = "last",
-    witnesses: Sequence[Classifier] = (),
+    called: np.ndarray,
+    witnesses: Sequence[Classifier],
 ) -> MedXGAN:
-    """An explainer from a run's averaged weights; donors from its training rows, limits from its validation rows.
-
-    Args:
-        folder: the run folder.
-        store: the store it was trained on.
-        classifier: the one it was trained with.
-        config: its settings.
-        which: "last", or a step.
-        witnesses: see ``medxgan.witness``.
-    """
-    findings = tuple(classifier.findings)  # type: ignore[arg-type]
-    networks = MedXGANNetworks(config.networks, len(findings))
-    info = load_weights(folder, {"networks": networks}, which)
+    """An explainer from a run's averaged weights; donors from its training rows, of which ``called`` (N, C) are the
+    classifier's calls, limits from its validation rows."""
+    networks = MedXGANNetworks(config.networks, called.shape[1])
+    info = load_weights(folder, {"networks": networks}, "last")
     place = next((x.device for x in (*classifier.parameters(), *classifier.buffers())), torch.device("cpu"))
     channels_last(networks).to(place)  # training may have brought the classifier to a GPU
     explainer = MedXGAN(
@@ -163,13 +155,10 @@ def from_run(
         checkpoint=info["digest"][:16],
     )
     learn, val = store.parts("train", "val")
-    called = calls(classifier, learn)
-    for column, finding in enumerate(findings):
-        rows = np.flatnonzero(called[:, column] == 1)[: 4 * DONORS]
+    for column, finding in enumerate(explainer.findings):
+        rows = spaced(np.flatnonzero(called[:, column] == 1), DONORS)
         with torch.no_grad():
-            parts = np.array_split(rows, max(1, len(rows) // 32))
-            codes = [networks.encode(learn.images(part).to(place)) for part in parts]
-        explainer.donors[finding] = donors_of(codes, column, DONORS)
+            explainer.donors[finding] = networks.encode(learn.images(rows).to(place)).z2[:, column]
     explainer.limits = _limits(explainer, val, config.trust)
     if witnesses:
         explainer.familiarity = Familiarity.fit(witnesses, learn, val, config.trust)
@@ -229,14 +218,17 @@ class Validation:
         explainer = MedXGAN(networks, classifier, config=config)
         for column, finding in enumerate(explainer.findings):
             for value, name in ((1, "change_positive"), (0, "change_negative")):
-                rows = np.flatnonzero(self.called[:, column] == value)[:_VALIDATED]
+                rows = spaced(np.flatnonzero(self.called[:, column] == value), _VALIDATED)
                 if not len(rows):
                     continue
-                answers = explainer.explain(self.store.images(rows), finding)
-                figures[name].append(torch.tensor([float(a.delta.abs().mean()) for a in answers]))
-                figures["psnr"].append(torch.tensor([a.figures["psnr"] for a in answers]))
+                batch = self.store.batch(rows)
+                x = batch.images.to(explainer.device)
+                valid = None if batch.valid is None else batch.valid.to(x.device)
+                way = explainer.way(x, Query(finding), valid)
+                figures[name].append((way.path[0] - way.path[-1]).abs().flatten(1).mean(dim=1))
+                figures["psnr"].append(psnr(x, way.again, valid))
                 if value:
-                    figures["flip"].append(torch.tensor([a.figures["flipped"] for a in answers]))
+                    figures["flip"].append(convinced(way.logits[-1, :, column].sigmoid(), "remove").float())
         for p, wanted in zip(networks.parameters(), trainable, strict=True):
             p.requires_grad_(wanted)
         return {name: float(torch.cat(parts).mean()) for name, parts in figures.items() if parts}
@@ -247,11 +239,13 @@ def _limits(explainer: MedXGAN, val: PreparedStore, trust: float) -> dict[str, L
     of 1 dB and a quarter of the gap; refinement only betters them."""
     rows = spaced(np.arange(len(val)), _VALIDATED + 32)
     reached, gaps = [], []
-    for part in val.images(rows).split(32):
-        _, again = explainer.invert(part, RefineConfig(steps=0))
-        reached.append(psnr(part, again.cpu()))
+    for start in range(0, len(rows), 32):
+        batch = val.batch(rows[start : start + 32])
+        x = batch.images.to(explainer.device)
+        _, again = explainer.invert(x, RefineConfig(steps=0))
+        reached.append(psnr(x.cpu(), again.cpu(), batch.valid))
         with torch.no_grad(), evaluating(explainer.classifier):
-            seen, repeated = (explainer.classifier(images).float() for images in (part.to(again.device), again))
+            seen, repeated = (explainer.classifier(images).float() for images in (x, again))
         gaps.append((seen - repeated).abs().cpu())
     worst, gap = torch.cat(reached), torch.cat(gaps)
     return {

@@ -89,15 +89,13 @@ class CounterfactualPeer(AttributionPeer):
         Raises:
             InputError: the classifier does not know the finding, or images are not (N, 1, H, W).
         """
-        if query.direction not in ("remove", "add"):
-            raise InputError(f"no direction {query.direction!r}", field="direction", remedy="Use remove or add")
         if batch.images.ndim != 4 or batch.images.shape[1] != 1:
             raise InputError(f"expected images (N, 1, H, W), got {tuple(batch.images.shape)}")
         columns = self._columns(query.finding, batch.images)
         answers: list[Counterpart] = []
         with torch.inference_mode(False), torch.enable_grad(), evaluating(self.classifier), self._held():
             for start in range(0, len(batch), self.internal_batch_size):
-                part = _rows(batch, slice(start, start + self.internal_batch_size))
+                part = batch.rows(slice(start, start + self.internal_batch_size))
                 answers += self._answers(part, query, columns[: len(part)].clone())
         return answers
 
@@ -166,16 +164,6 @@ def margin(logits: Tensor, columns: Tensor, direction: Direction) -> Tensor:
     """(N,) logit that the search lowers: the finding's, or its negative where the finding is to be added."""
     chosen = logits.float().gather(1, columns[:, None])[:, 0]
     return chosen if direction == "remove" else -chosen
-
-
-def _rows(batch: StudyBatch, rows: slice) -> StudyBatch:
-    return dataclasses.replace(
-        batch,
-        images=batch.images[rows],
-        labels=None if batch.labels is None else batch.labels[rows],
-        valid=None if batch.valid is None else batch.valid[rows],
-        sources=None if batch.sources is None else list(batch.sources)[rows],
-    )
 
 
 def _verdict(query: Query, before: float, start: float, after: float, ended: str) -> str:

@@ -90,6 +90,7 @@ class Context:
         if self.config.grad_clip is not None:
             clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
         optimizer.step()
+        torch.clear_autocast_cache()  # else a step's later passes would see these weights as they were before
 
     def verify(self) -> None:
         """Look at the losses and gradient norms of the updates since the last call: one wait for the GPU per step."""
