@@ -353,7 +353,7 @@ def peer_answers(system: System, finding: str, images: Tensor) -> object:
 
 
 def seconds(ask: Callable[[Tensor], object], images: Tensor) -> float:
-    """An image's, of a question about some."""
+    """Seconds an image that a question about some takes."""
     start = time.perf_counter()
     ask(images)
     return (time.perf_counter() - start) / len(images)

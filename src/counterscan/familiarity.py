@@ -45,12 +45,13 @@ class Familiarity:
     def fit(
         cls, classifiers: Sequence[Classifier], learn: PreparedStore, val: PreparedStore, share: float
     ) -> Familiarity:
-        """To training images; the limit is what a share of the validation images keep, and a quarter.
+        """Distance to the training images' features; the limit is a quantile of the validation images' distances times
+        ``MARGIN``.
 
         Args:
             classifiers: at least one.
             learn, val: images.
-            share: of the validation images, in (0, 1].
+            share: the quantile, in (0, 1].
         """
 
         def features(store: PreparedStore, most: int) -> Tensor:
@@ -70,14 +71,14 @@ class Familiarity:
 
     @classmethod
     def out_of(cls, tensors: dict[str, Tensor], limit: float | None) -> Familiarity | None:
-        """Take ``tensors`` out of what was saved; without a limit none were."""
+        """Take what ``tensors`` gave out of ``tensors``, so that the rest is left there; None without a limit."""
         if limit is None:
             return None
         return cls(Mahalanobis(tensors.pop(_MEAN), tensors.pop(_WHITENING)), limit)
 
 
 def check_share(share: float, field: str) -> None:
-    """Whether a share of the validation images can set a limit, for who has much to do before.
+    """Refuse a share that ``Familiarity.fit`` could not use, before hours of training.
 
     Raises:
         InputError: it is not in (0, 1].

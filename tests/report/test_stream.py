@@ -88,12 +88,25 @@ def test_bad_files_and_bad_answers_are_counted_and_cost_nobody_else(tmp_path: Pa
     items[1][0].write_bytes(b"not a picture")
     Image.fromarray(np.full((20, 30), 255, np.uint8)).save(items[2][0])
     more = pictures(tmp_path / "more", 2)
-    report = stream(Brightness(), [*items, *more, (tmp_path / "gone.png", None)], tmp_path / "out", ["Edema"])
-    assert report.done == 3
-    assert len(report.bad) == 3
-    assert len(rows(tmp_path / "out")) == 3
-    with (tmp_path / "out" / "bad.csv").open(encoding="utf-8") as handle:
-        assert len(handle.readlines()) == 4
+    for done in (3, 0):  # and again: what is listed is not listed twice
+        report = stream(Brightness(), [*items, *more, (tmp_path / "gone.png", None)], tmp_path / "out", ["Edema"])
+        assert report.done == done
+        assert len(report.bad) == 3
+        assert len(rows(tmp_path / "out")) == 3
+        with (tmp_path / "out" / "bad.csv").open(encoding="utf-8") as handle:
+            assert len(handle.readlines()) == 4
+
+
+def test_bad_files_are_listed_as_they_come(tmp_path: Path) -> None:
+    items = pictures(tmp_path / "in", 3)
+    items[0][0].write_bytes(b"not a picture")
+
+    def stop(finished: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream(Brightness(), items, tmp_path / "out", ["Edema"], batch_size=2, progress=stop)
+    assert str(items[0][0]) in (tmp_path / "out" / "bad.csv").read_text()
 
 
 def test_warnings_are_counted(tmp_path: Path) -> None:
@@ -106,7 +119,8 @@ def test_warnings_are_counted(tmp_path: Path) -> None:
 
 def test_links_are_written_only_when_asked(tmp_path: Path) -> None:
     items = pictures(tmp_path / "in", 1)
-    stream(Brightness(), items, tmp_path / "out", ["Edema"], links=tmp_path / "private" / "links.csv")
+    for _ in range(2):  # a second start adds nothing
+        stream(Brightness(), items, tmp_path / "out", ["Edema"], links=tmp_path / "private" / "links.csv")
     with (tmp_path / "private" / "links.csv").open(newline="", encoding="utf-8") as handle:
         (link,) = csv.DictReader(handle)
     assert link["id"] == rows(tmp_path / "out")[0]["id"]

@@ -3,7 +3,7 @@ that are used most also without spreading, as they are commonly used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -53,7 +53,7 @@ class Peers:
 
     Attributes:
         systems: by name; the explainer first, then its other map, then the rivals.
-        factories: the same around another classifier, for the randomisation test.
+        factories: the same around any classifier and without witnesses, for the randomisation test.
         classifier: the explained one, as the rivals take it.
         slow: names of those that take minutes for an image.
         notes: who is left out, and why.
@@ -94,10 +94,6 @@ class OtherMap:
         return [replace(a, **bare, made_by=replace(a.made_by, system=self.name)) for a in answers]
 
 
-def _other_map(explainer: MedXGAN, classifier: nn.Module, evidence: str, name: str) -> System:
-    return OtherMap(explainer.variant(classifier=classifier), evidence, name)
-
-
 def explain_peers(
     explainer: MedXGAN,
     store: PreparedStore,
@@ -109,7 +105,8 @@ def explain_peers(
     published: PublishedMedXGAN | None = None,
     rivals: Sequence[str] = (),
 ) -> Peers:
-    """The explainer and its rivals, all on its classifier and with its smoothing and spreading.
+    """The explainer and its rivals, all on its classifier and with its smoothing and spreading, but for those whose
+    name says otherwise and the published medXGAN.
 
     Args:
         explainer: ours.
@@ -131,40 +128,51 @@ def explain_peers(
     healthy = spaced(without(store, "train", finding, classifier), BACKGROUND)
     background = store.images(healthy).to(explainer.device)
 
-    def counterpart_of(explainer: MedXGAN) -> Callable[[Tensor], Tensor]:
-        def negative_counterpart(images: Tensor) -> Tensor:
+    usual = replace(care, reach=0.0)
+
+    def made_with(explainer: MedXGAN) -> dict[str, Factory]:
+        """Everybody, by name."""
+
+        def around(other: nn.Module) -> MedXGAN:
+            return explainer.variant(classifier=other, witnesses=explainer.witnesses if other is classifier else ())
+
+        def negative_counterpart(images: Tensor, explainer: MedXGAN) -> Tensor:
             answers = explainer.explain(images, finding)
             return torch.stack([a.counterpart for a in answers if a.counterpart is not None])
 
-        return negative_counterpart
+        def integrated(classifier: nn.Module, baseline: Any = "black", care: Care = care) -> System:
+            if baseline == "counterpart":
+                baseline = partial(negative_counterpart, explainer=around(classifier))
+            return IntegratedGradients(classifier, baseline=baseline, care=care, **given["ig"])
 
-    def integrated(classifier: nn.Module, baseline: Any = "black", care: Care = care) -> System:
-        start = counterpart_of(explainer.variant(classifier=classifier)) if baseline == "counterpart" else baseline
-        return IntegratedGradients(classifier, baseline=start, care=care, **given["ig"])
+        def other_map(classifier: nn.Module, evidence: str, name: str) -> System:
+            return OtherMap(around(classifier), evidence, name)
 
-    usual = replace(care, reach=0.0)
+        return {
+            own: around,
+            **{
+                f"{own}, {words}": partial(other_map, evidence=evidence, name=f"{own}, {words}")
+                for evidence, words in OTHER_MAPS.items()
+                if evidence != explainer.config.evidence
+            },
+            GradCAM.name: partial(GradCAM, care=care),
+            LayerCAM.name: partial(LayerCAM, care=care),
+            "IG, black": integrated,
+            "IG, blur": partial(integrated, baseline="blur"),
+            "IG, counterpart": partial(integrated, baseline="counterpart"),
+            SmoothGrad.name: partial(SmoothGrad, care=care, **given["samples"]),
+            GradientSHAP.name: partial(GradientSHAP, baseline=background, care=care, **given["samples"]),
+            Occlusion.name: partial(Occlusion, care=care, **given["occlusion"]),
+            RISE.name: partial(RISE, care=care, **given["rise"]),
+            Wachter.name: partial(Wachter, care=care, **given["wachter"]),
+            f"{GradCAM.name}, not spread": partial(GradCAM, care=usual),
+            "IG, black, not spread": partial(integrated, care=usual),
+            LatentShift.name: partial(_latent_shift, store=store, folder=folder, care=care, quick=quick),
+        }
 
-    factories: dict[str, Factory] = {
-        own: lambda c: explainer.variant(classifier=c),
-        **{
-            f"{own}, {words}": partial(_other_map, explainer, evidence=evidence, name=f"{own}, {words}")
-            for evidence, words in OTHER_MAPS.items()
-            if evidence != explainer.config.evidence
-        },
-        GradCAM.name: partial(GradCAM, care=care),
-        LayerCAM.name: partial(LayerCAM, care=care),
-        "IG, black": integrated,
-        "IG, blur": partial(integrated, baseline="blur"),
-        "IG, counterpart": partial(integrated, baseline="counterpart"),
-        SmoothGrad.name: partial(SmoothGrad, care=care, **given["samples"]),
-        GradientSHAP.name: partial(GradientSHAP, baseline=background, care=care, **given["samples"]),
-        Occlusion.name: partial(Occlusion, care=care, **given["occlusion"]),
-        RISE.name: partial(RISE, care=care, **given["rise"]),
-        Wachter.name: partial(Wachter, care=care, **given["wachter"]),
-        f"{GradCAM.name}, not spread": partial(GradCAM, care=usual),
-        "IG, black, not spread": partial(integrated, care=usual),
-        LatentShift.name: partial(_latent_shift, store=store, folder=folder, care=care, quick=quick),
-    }
+    makers = made_with(explainer)
+    # A scrambled classifier has no witnesses, so what its maps are compared with was made without any, too.
+    factories = made_with(explainer.variant(witnesses=()))
     for name in rivals:
         if name not in factories or name == own:
             known = ", ".join(repr(other) for other in factories if other != own)
@@ -172,9 +180,9 @@ def explain_peers(
     if rivals:
         factories = {name: factory for name, factory in factories.items() if name in (own, *rivals)}
     systems, notes = dict[str, System](), []
-    for name, factory in list(factories.items()):
+    for name in list(factories):
         try:
-            systems[name] = explainer if name == own else factory(classifier)
+            systems[name] = explainer if name == own else makers[name](classifier)
         except InputError as error:
             notes.append(f"{name} is left out: {error}.")
             del factories[name]

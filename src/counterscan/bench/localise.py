@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from counterscan.bench.evaluation import Evaluation
+from counterscan.bench.explain_classifier import Reading
 from counterscan.bench.subjects import image_names, patient_names, rows_of, study_batch
-from counterscan.care import evaluating
 from counterscan.counterpart import Counterpart, Query, StudyBatch, System
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.metrics import counterfactual, localisation
 from counterscan.metrics.intervals import RESAMPLES
-from counterscan.nets.cnn import Classifier
 
 NativeMasks = Callable[[int], Any]
 Figures = dict[str, Tensor]
@@ -102,31 +101,6 @@ class _Answers:
         )
 
 
-class _Judge:
-    """An independent classifier: probabilities of one finding, and the threshold from which it calls it present."""
-
-    def __init__(self, classifier: nn.Module, finding: str) -> None:
-        findings = tuple(getattr(classifier, "findings", ()))
-        if finding not in findings:
-            raise InputError(
-                f"the independent classifier does not know {finding!r}",
-                field="classifier",
-                remedy=f"It knows {', '.join(findings)}",
-            )
-        self.classifier, self.column = classifier, findings.index(finding)
-        self.device = next((p.device for p in classifier.parameters()), torch.device("cpu"))
-        self.threshold = float(classifier.threshold[self.column]) if isinstance(classifier, Classifier) else 0.5
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """(n, 1, H, W) to (n,)."""
-        with evaluating(self.classifier):
-            logits = self.classifier(images.to(self.device)).float()
-        if isinstance(self.classifier, Classifier):
-            return self.classifier.probabilities(logits)[:, self.column].cpu()
-        return logits[:, self.column].sigmoid().cpu()
-
-
 class _Trial:
     """One set of images, the same for every system."""
 
@@ -152,9 +126,9 @@ class _Trial:
         self.rows, self.diseased = np.concatenate([ill, well]), np.arange(len(ill) + len(well)) < len(ill)
         self.batch_size = batch_size
         self.patients, self.names = patient_names(store, self.rows, key), image_names(store, self.rows, key)
-        self.judge = _Judge(classifier, finding) if classifier is not None else None
+        self.judge = None if classifier is None else Reading(classifier, finding, calibrated=True)
         if self.judge is not None:
-            self.before = torch.cat([self.judge(store.images(self.rows[part])) for part in self._parts()])
+            self.before = torch.cat([self.judge.probabilities(store.images(self.rows[part])) for part in self._parts()])
 
     def run(self, system: System, name: str, progress: Callable[[str, int, int], Any] | None) -> pd.DataFrame:
         """One row per image."""
@@ -220,7 +194,7 @@ class _Trial:
         figures["magnitude"] = counterfactual.mean_magnitude(delta, valid)
         figures["outside"] = torch.where(lesion, counterfactual.change_outside(delta, truth, valid), torch.nan)
         if self.judge is not None:
-            cured = counterfactual.healed(self.before[part], self.judge(healed), self.judge.threshold)
+            cured = counterfactual.healed(self.before[part], self.judge.probabilities(healed), self.judge.threshold)
             figures["healed"] = torch.where(torch.from_numpy(self.diseased[part]), cured, torch.nan)
         return figures | self._against_twins(self.rows[part], images, healed, truth, valid, lesion)
 

@@ -150,13 +150,25 @@ class MedXGAN:
 
         return save(self, Path(folder))
 
-    def variant(self, *, classifier: nn.Module | None = None, config: ExplainConfig | None = None) -> MedXGAN:
-        """The same networks explaining in another way, or for another classifier, of which no witness has learned."""
-        other = classifier is not None and classifier is not self.classifier
+    def variant(
+        self,
+        *,
+        classifier: nn.Module | None = None,
+        config: ExplainConfig | None = None,
+        witnesses: Sequence[Classifier] | None = None,
+    ) -> MedXGAN:
+        """The same networks explaining in another way, or for another classifier, of which no witness has learned.
+
+        Args:
+            classifier, config: instead of the own ones.
+            witnesses: instead of the own ones, which another classifier has not.
+        """
+        if witnesses is None:
+            witnesses = self.witnesses if classifier is None or classifier is self.classifier else ()
         return MedXGAN(
             self.networks,
             classifier if classifier is not None else self.classifier,
-            witnesses=() if other else self.witnesses,
+            witnesses=witnesses,
             config=config or self.config,
             donors=self.donors,
             limits=self.limits,

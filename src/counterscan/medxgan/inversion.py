@@ -162,19 +162,19 @@ def persuade(
             all_asked = len(margins) == 1 or step % config.ask_all_every == 0
             if all_asked and len(margins) > 1:
                 with torch.no_grad():
-                    strictest[left] = torch.stack([margin(judged) for margin in margins]).argmax(dim=0)
-            objection = _of_the_strictest(margins, judged, strictest[left])
-            loss = F.softplus(objection) + config.stay * (image - start[left]).abs().flatten(1).mean(dim=1)
+                    strictest[left] = torch.stack([judge(judged) for judge in margins]).argmax(dim=0)
+            margin = _of_the_strictest(margins, judged, strictest[left])
+            loss = F.softplus(margin) + config.stay * (image - start[left]).abs().flatten(1).mean(dim=1)
             adam.zero_grad(set_to_none=True)
             loss.sum().backward(inputs=[z1])
             adam.step()
             moved[left] = z1.detach()[left]
-            objection = objection.detach()
-            fell = objection < least[left] - _PROGRESS
+            margin = margin.detach()
+            fell = margin < least[left] - _PROGRESS
             waited[left] = torch.where(fell, 0, waited[left] + 1)
-            least[left] = torch.where(fell, objection, least[left])
+            least[left] = torch.where(fell, margin, least[left])
             if all_asked:
-                left = left[(objection > wanted) & (waited[left] < config.patience)]
+                left = left[(margin > wanted) & (waited[left] < config.patience)]
             if not len(left):
                 break
     return Code(moved, z2)
@@ -183,10 +183,10 @@ def persuade(
 def _of_the_strictest(margins: Sequence[Callable[[Tensor], Tensor]], images: Tensor, strictest: Tensor) -> Tensor:
     """(M,) margin of each image's own judge."""
     found = images.new_zeros(len(images))
-    for k, margin in enumerate(margins):
+    for k, judge in enumerate(margins):
         own = strictest == k
         if bool(own.any()):
-            found = found.masked_scatter(own, margin(images[own]))
+            found = found.masked_scatter(own, judge(images[own]))
     return found
 
 

@@ -30,7 +30,7 @@ class Mahalanobis:
 
     @classmethod
     def fit(cls, features: Tensor) -> Mahalanobis:
-        """To these.
+        """Distance to these features.
 
         Args:
             features: (N, D), at least two.

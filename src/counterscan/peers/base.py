@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from counterscan.errors import InputError
 
 Target = int | str | Sequence[int] | Tensor
 Masker = Callable[[Tensor, Tensor | None], Tensor]
+Part = Literal["positive", "magnitude"]
 
 
 class AttributionPeer(ABC):
@@ -33,15 +34,25 @@ class AttributionPeer(ABC):
         care: averaging, smoothing and spreading.
         masker: turns evidence (N, 1, H, W) and valid pixels into bool masks; calibrate it as for our own systems, on
             healthy validation images. None leaves masks out.
+        part: which part of the attributions is evidence: what speaks for the finding, or their magnitude.
     """
 
     name: str
 
-    def __init__(self, classifier: nn.Module, *, care: Care | None = None, masker: Masker | None = None) -> None:
+    def __init__(
+        self,
+        classifier: nn.Module,
+        *,
+        care: Care | None = None,
+        masker: Masker | None = None,
+        part: Part = "positive",
+    ) -> None:
+        if part not in get_args(Part):
+            raise InputError(f"no part {part!r}", field="part", remedy=f"Use {' or '.join(get_args(Part))}")
         for attribute in ("findings", "cam_layers"):
             if not hasattr(classifier, attribute):
                 raise InputError(f"the classifier has no attribute {attribute}", remedy="See counterscan.peers.base")
-        self.classifier, self.care, self.masker = classifier, care or Care(), masker
+        self.classifier, self.care, self.masker, self.part = classifier, care or Care(), masker, part
         contract: Any = classifier
         self.findings: tuple[str, ...] = tuple(contract.findings)
         self.cam_layers: list[nn.Module] = list(contract.cam_layers)
@@ -59,8 +70,8 @@ class AttributionPeer(ABC):
         return tidy(self._speaks_for(attributions), images, self.care)
 
     def _speaks_for(self, attributions: Tensor) -> Tensor:
-        """The part of signed attributions that speaks for the finding, >= 0."""
-        return attributions.clamp_min(0)
+        """The part of signed attributions that is evidence, >= 0."""
+        return attributions.abs() if self.part == "magnitude" else attributions.clamp_min(0)
 
     def attribute(self, inputs: Tensor, target: Target) -> Tensor:
         """Attributions as the method defines them, averaged over the views of ``care`` but neither smoothed nor spread.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from counterscan.care import Care
 from counterscan.errors import InputError
-from counterscan.peers.base import AttributionPeer, Masker
+from counterscan.peers.base import AttributionPeer, Masker, Part
 from counterscan.peers.captum import captum_method, check_sampling, seeded
 from counterscan.peers.integrated_gradients import Baseline, baseline_images, baseline_name, check_baseline
 
@@ -47,19 +47,19 @@ class GradientSHAP(AttributionPeer):
         baseline: Baseline | Tensor = "black",
         sigma: float = 0.1,
         n_samples: int = 50,
-        part: Literal["positive", "magnitude"] = "positive",
+        part: Part = "positive",
         internal_batch_size: int = 128,
         seed: int = 0,
         care: Care | None = None,
         masker: Masker | None = None,
     ) -> None:
-        super().__init__(classifier, care=care or Care(smoothing=0.02), masker=masker)
+        super().__init__(classifier, care=care or Care(smoothing=0.02), masker=masker, part=part)
         check_sampling(sigma, n_samples, internal_batch_size)
         if not isinstance(baseline, Tensor):
             check_baseline(baseline)
         elif baseline.ndim != 4 or baseline.shape[1] != 1 or not len(baseline):
             raise InputError(f"expected images (B, 1, H, W), got {tuple(baseline.shape)}", field="baseline")
-        self.baseline, self.sigma, self.n_samples, self.part = baseline, float(sigma), n_samples, part
+        self.baseline, self.sigma, self.n_samples = baseline, float(sigma), n_samples
         self.internal_batch_size, self.seed = internal_batch_size, seed
         self._method = captum_method("GradientShap")(classifier)
 
@@ -72,9 +72,6 @@ class GradientSHAP(AttributionPeer):
             "part": self.part,
             "seed": self.seed,
         }
-
-    def _speaks_for(self, attributions: Tensor) -> Tensor:
-        return attributions.abs() if self.part == "magnitude" else attributions.clamp_min(0)
 
     def _background(self, image: Tensor) -> Tensor:
         """(B, 1, H, W) to draw from for one image (1, 1, H, W)."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from counterscan.care import Care, smooth
 from counterscan.errors import InputError
-from counterscan.peers.base import AttributionPeer, Masker
+from counterscan.peers.base import AttributionPeer, Masker, Part
 from counterscan.peers.captum import captum_method
 
 Baseline = Literal["black", "blur", "mean"] | Callable[[Tensor], Tensor]
@@ -88,15 +88,14 @@ class IntegratedGradients(AttributionPeer):
         *,
         baseline: Baseline = "black",
         n_steps: int = 50,
-        part: Literal["positive", "magnitude"] = "positive",
+        part: Part = "positive",
         internal_batch_size: int = 128,
         care: Care | None = None,
         masker: Masker | None = None,
     ) -> None:
-        super().__init__(classifier, care=care or Care(smoothing=0.02), masker=masker)
+        super().__init__(classifier, care=care or Care(smoothing=0.02), masker=masker, part=part)
         check_baseline(baseline)
-        self.baseline, self.n_steps, self.part = baseline, n_steps, part
-        self.internal_batch_size = internal_batch_size
+        self.baseline, self.n_steps, self.internal_batch_size = baseline, n_steps, internal_batch_size
         self._method = captum_method("IntegratedGradients")(classifier)
 
     def settings(self) -> dict[str, Any]:
@@ -105,9 +104,6 @@ class IntegratedGradients(AttributionPeer):
             "n_steps": self.n_steps,
             "part": self.part,
         }
-
-    def _speaks_for(self, attributions: Tensor) -> Tensor:
-        return attributions.abs() if self.part == "magnitude" else attributions.clamp_min(0)
 
     def baselines(self, inputs: Tensor) -> Tensor:
         """(N, 1, H, W) where the line starts."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from counterscan.care import Care
+from counterscan.errors import InputError
 from counterscan.peers.base import AttributionPeer, Masker
 from counterscan.peers.cam import features_and_gradients, layers_to_use, upsample
 
@@ -30,7 +31,7 @@ class LayerCAM(AttributionPeer):
         masker: see ``AttributionPeer``.
 
     Raises:
-        InputError: no layers are given and the classifier shows none.
+        InputError: no layers are given and the classifier shows none, or there is no such fusion.
     """
 
     name = "LayerCAM"
@@ -46,6 +47,8 @@ class LayerCAM(AttributionPeer):
         masker: Masker | None = None,
     ) -> None:
         super().__init__(classifier, care=care, masker=masker)
+        if fusion not in ("sum", "max"):
+            raise InputError(f"no fusion {fusion!r}", field="fusion", remedy="Use sum or max")
         self.layers = layers_to_use(self.cam_layers[-stages:] if layers is None else layers, "layers")
         self.fusion = fusion
 

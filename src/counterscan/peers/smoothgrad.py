@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from counterscan.care import Care
-from counterscan.peers.base import AttributionPeer, Masker
+from counterscan.peers.base import AttributionPeer, Masker, Part
 from counterscan.peers.captum import captum_method, check_sampling, seeded
 
 
@@ -44,15 +44,15 @@ class SmoothGrad(AttributionPeer):
         sigma: float = 0.3,
         n_samples: int = 50,
         squared: bool = False,
-        part: Literal["positive", "magnitude"] = "magnitude",
+        part: Part = "magnitude",
         internal_batch_size: int = 128,
         seed: int = 0,
         care: Care | None = None,
         masker: Masker | None = None,
     ) -> None:
-        super().__init__(classifier, care=care or Care(smoothing=0.02), masker=masker)
+        super().__init__(classifier, care=care or Care(smoothing=0.02), masker=masker, part=part)
         check_sampling(sigma, n_samples, internal_batch_size)
-        self.sigma, self.n_samples, self.squared, self.part = float(sigma), n_samples, squared, part
+        self.sigma, self.n_samples, self.squared = float(sigma), n_samples, squared
         self.internal_batch_size, self.seed = internal_batch_size, seed
         self._method = captum_method("NoiseTunnel")(captum_method("Saliency")(classifier))
 
@@ -64,9 +64,6 @@ class SmoothGrad(AttributionPeer):
             "part": self.part,
             "seed": self.seed,
         }
-
-    def _speaks_for(self, attributions: Tensor) -> Tensor:
-        return attributions.abs() if self.part == "magnitude" else attributions.clamp_min(0)
 
     def _attribute(self, inputs: Tensor, target: Tensor) -> Tensor:
         maps = []

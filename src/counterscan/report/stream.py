@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -96,7 +96,7 @@ def stream(
         batch_size: images answered at once.
         direction: of the question.
         formats: see ``report.files.write_outputs``.
-        links: a CSV file of id and path, for whoever may know; without it only the key leads back to the files.
+        links: a CSV file of id, path and frame, for whoever may know; without it only the key leads back to the files.
         write: writes more of each answer; given the answer's folder, its id and the answer.
         ask: how to ask the system; ``system.counterparts`` by default.
         settings: of a finding, what its answers depend on, in plain values; kept in ``settings.json``. A folder with
@@ -115,8 +115,10 @@ def stream(
     queries = [Query(finding, direction) for finding in findings]
     if settings is not None:
         _same_settings(out / "settings.json", {_folder(query): plain(settings(query.finding)) for query in queries})
-    unique = ("id", "finding", "direction")
-    with ResultsFile(out / "results.csv", key=unique) as results, ThreadPoolExecutor(2) as pool:
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        results = stack.enter_context(ResultsFile(out / "results.csv", key=("id", "finding", "direction")))
+        sources = stack.enter_context(ResultsFile(links, ("id", "path", "frame"), ("id",))) if links else None
 
         def missing(name: str) -> list[Query]:
             return [query for query in queries if (name, query.finding, query.direction) not in results]
@@ -133,17 +135,18 @@ def stream(
             named = [(item, pseudonym(f"{item[0].resolve()}#{item[1]}", key)) for item in group]
             todo = [(item, name) for item, name in named if missing(name)]
             report.skipped += len(named) - len(todo)
+            known = len(report.bad)
             reads = _read_all(pool, todo, system, report)
             for query in queries:
                 wanted = [read for read in reads if query in missing(read.name)]
                 _answer(ask or system.counterparts, wanted, query, put, report)
             report.done += sum(not missing(read.name) for read in reads)
-            if links is not None:
-                _append(Path(links), ("id", "path", "frame"), [(n, str(i[0]), i[1]) for i, n in named])
+            _list_bad(out / "bad.csv", report.bad[known:])
+            for (path, frame), name in named:
+                if sources is not None and (name,) not in sources:
+                    sources.append({"id": name, "path": str(path), "frame": frame})
             if progress is not None:
                 progress(len(group))
-    if report.bad:
-        _append(out / "bad.csv", ("path", "reason"), report.bad)
     return report
 
 
@@ -227,15 +230,10 @@ def _batch(reads: list[_Read]) -> StudyBatch:
     )
 
 
-def _append(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as handle:
-            writer = csv.writer(handle)
-            if fresh:
-                writer.writerow(columns)
-            writer.writerows(rows)
-    except OSError as error:
-        remedy = "Free space or choose another folder; the same command goes on from here"
-        raise InputError(f"cannot be written ({error.strerror or error})", path=path, remedy=remedy) from error
+def _list_bad(path: Path, bad: Sequence[tuple[str, str]]) -> None:
+    """Add files and reasons that are not listed yet; without any no list is made."""
+    if bad:
+        with ResultsFile(path, ("path", "reason"), ("path", "reason")) as listed:
+            for name, reason in bad:
+                if (name, reason) not in listed:
+                    listed.append({"path": name, "reason": reason})
