@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,7 @@ def test_a_moved_classifier_must_be_named_and_keeps_its_settings(tmp_path: Path)
     with pytest.raises(InputError, match="another classifier"):
         load_explainer(tmp_path / "run", classifier=script(tmp_path / "other.ts", seed=1))
     with pytest.raises(InputError, match=r"fails on 16 px images.*3 channels.*adapter settings"):
-        load_explainer(tmp_path / "run", classifier=moved, adapter=AdapterConfig(pixel_range=(0, 1)))
+        load_explainer(tmp_path / "run", classifier=moved, adapter={"channels": 1})
 
 
 def test_a_model_folder_without_a_record(tmp_path: Path) -> None:
@@ -132,8 +133,8 @@ def test_a_model_folder_without_a_record(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not kept with it"):
         load_system(tmp_path / "model")
     with pytest.raises(InputError, match="which classifier"):
-        load_explainer(tmp_path / "model", adapter=SETTINGS)
-    loaded = load_explainer(tmp_path / "model", classifier=spec, adapter=SETTINGS)
+        load_explainer(tmp_path / "model", adapter=asdict(SETTINGS))
+    loaded = load_explainer(tmp_path / "model", classifier=spec, adapter=asdict(SETTINGS))
     assert loaded.findings == ("Edema",)
     with pytest.raises(InputError, match="no such file"):
         load_explainer(tmp_path / "nowhere", classifier=spec)

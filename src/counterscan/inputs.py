@@ -1,7 +1,8 @@
-"""What every system asks of the images and classifiers it is given."""
+"""What every system asks of the images, classifiers and devices it is given."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from counterscan.errors import InputError
@@ -10,15 +11,19 @@ _REMEDY = "Load them with the model's size and recipe (counterscan.data.load)"
 
 
 def checked_images(images: Tensor, size: int | None = None) -> Tensor:
-    """The images, if a model can be asked about them.
+    """The images in float32, if a model can be asked about them.
 
     Args:
-        images: (N, 1, H, W) in [-1, 1].
+        images: (N, 1, H, W) in [-1, 1], of any floating point type.
         size: side that the model works at; None for any.
 
     Raises:
-        InputError: another shape or size, pixels that are NaN or infinite, or values outside of [-1, 1].
+        InputError: no such tensor, another shape or size, pixels that are NaN or infinite, or values outside of
+            [-1, 1].
     """
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        given = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(f"expected a tensor of floats in [-1, 1], got {given}", field="images", remedy=_REMEDY)
     if images.ndim != 4 or images.shape[1] != 1:
         raise InputError(f"expected images (N, 1, H, W), got {tuple(images.shape)}", field="images", remedy=_REMEDY)
     if size is not None and images.shape[-2:] != (size, size):
@@ -36,7 +41,7 @@ def checked_images(images: Tensor, size: int | None = None) -> Tensor:
             field="images",
             remedy=_REMEDY,
         )
-    return images
+    return images.float()
 
 
 def findings_of(classifier: nn.Module) -> tuple[str, ...]:
@@ -52,3 +57,16 @@ def findings_of(classifier: nn.Module) -> tuple[str, ...]:
             remedy="Wrap it: counterscan.classify.adapter.AdaptedClassifier",
         )
     return tuple(classifier.findings)  # type: ignore[arg-type]
+
+
+def check_device(device: str, field: str = "device") -> None:
+    """Whether torch can compute there, before anything is loaded to it.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{device!r} cannot be used ({said})", field=field, remedy="Use cpu") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import yaml
 from counterscan.counterpart import System
 from counterscan.errors import InputError
 from counterscan.files import read_json, write_json
+from counterscan.inputs import check_device
 
 if TYPE_CHECKING:
     from torch import nn
@@ -148,7 +150,7 @@ class ClassifierRecord:
 
 
 def load_explainer(
-    folder: str | Path, device: str = "cpu", *, classifier: str | None = None, adapter: AdapterConfig | None = None
+    folder: str | Path, device: str = "cpu", *, classifier: str | None = None, adapter: Mapping[str, Any] | None = None
 ) -> MedXGAN:
     """An explainer with the classifier it explains: the copy kept with the model, or the one that the run recorded.
 
@@ -156,7 +158,7 @@ def load_explainer(
         folder: a run folder of ``counterscan explain train``, or the model folder in it.
         device: where to compute.
         classifier: where that classifier is now, as in ``classify.load_external``; default: as recorded.
-        adapter: what it takes and returns; default: as recorded.
+        adapter: settings of ``classify.AdapterConfig`` in place of those that are recorded, by name.
 
     Raises:
         InputError: no explainer is there, or its classifier is missing, another one, or fails on images.
@@ -164,7 +166,8 @@ def load_explainer(
     from counterscan.medxgan import MedXGAN
 
     record = ClassifierRecord.read(folder)
-    if classifier is None and adapter is None and (record is None or record.kept):
+    check_device(device)
+    if classifier is None and not adapter and (record is None or record.kept):
         return MedXGAN.from_pretrained(folder, device=device)
     if classifier is None and record is None:
         raise InputError("nothing says which classifier to adapt", path=folder, field="classifier", remedy="Name it")
@@ -172,12 +175,12 @@ def load_explainer(
         record = ClassifierRecord("", _findings(Path(folder)))
     if classifier is not None:
         record = dataclasses.replace(record, spec=classifier, folder="")
-    if adapter is not None:
-        record = dataclasses.replace(record, adapter=dataclasses.asdict(adapter))
+    if adapter:
+        record = dataclasses.replace(record, adapter={**record.adapter, **adapter})
     try:
         given = record.load(device)
     except InputError as error:
-        if classifier is not None or adapter is not None:
+        if classifier is not None or adapter:
             raise
         raise InputError(
             f"the classifier cannot be loaded as recorded ({error})",

@@ -96,7 +96,10 @@ def test_a_run_folder_gives_the_projects_own_classifier(tmp_path: Path, images: 
     loaded = load_external(str(tmp_path))
     assert isinstance(loaded, Classifier)
     assert torch.equal(loaded(images), load_classifier(tmp_path)(images))
-    assert load_external(str(tmp_path), ["edema"]).findings == TWO
+    assert load_external(str(tmp_path), ["edema", "lung lesion"]).findings == TWO
+    one = load_external(str(tmp_path), ["lung lesion"])
+    assert one.findings == TWO[1:]
+    assert torch.equal(one(images)[:, 0], loaded(images)[:, 1])
     with pytest.raises(InputError, match="It knows Edema, Lung Lesion"):
         load_external(str(tmp_path), ["Fracture"])
     with pytest.raises(InputError, match="needs no adapter") as caught:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from counterscan.classify import AdapterConfig, load_external, save_pretrained
-from counterscan.cli.inputs import is_table, items
+from counterscan.cli.inputs import Items, is_table
 from counterscan.cli.main import main
 from counterscan.data.prepare import prepare
 from counterscan.data.table import StudyTable
@@ -51,6 +51,16 @@ def build():
 
 def flat():
     return lambda x: x.mean((2, 3)) * 0 + torch.tensor([1.0, 2.0])
+
+def choosy():
+    net = build()
+
+    def ask(x):
+        if float(x.amax((1, 2, 3)).min()) < 1:
+            raise ValueError("all is black")
+        return net(x) * (float("nan") if float(x.mean((1, 2, 3)).max()) > 200 else 1)
+
+    return ask
 """
 ADAPTER = AdapterConfig(channels=3, pixel_range=(0.0, 255.0), outputs="probabilities")
 FLAGS = ["--adapter.channels", "3", "--adapter.pixel-range", "0", "255", "--adapter.outputs", "probabilities"]
@@ -211,6 +221,51 @@ def test_a_bad_file_costs_nobody_else(study: Path, tmp_path: Path, capsys: pytes
     assert main(["explain", "run", str(study / "run"), inputs[1], "--out", str(tmp_path / "none"), *options]) == 1
 
 
+def test_an_image_that_the_classifier_fails_on_costs_nobody_else(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(study)
+    (tmp_path / "in").mkdir()
+    for name, level in (("black", 0), ("white", 255)):
+        pixels = np.full((16, 16), level, dtype=np.uint8)
+        pixels[0, 0] = 0
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{name}.png")
+    shutil.copy(study / "smith_0.png", tmp_path / "in")
+    command = ["explain", "run", "run", str(tmp_path / "in"), "--classifier", "blobs_of_mine:choosy"]
+    options = ["--steps", "0", "--frames", "2", "--animation", "none", "--formats", "npz", "--finding", FINDINGS[0]]
+    assert main([*command, "--out", str(tmp_path / "out"), *options]) == 0
+    said = capsys.readouterr().out
+    assert "1 answered, 0 done before, 2 unusable" in said
+    assert "the classifier fails on it (all is black)" in said
+    assert "the classifier returns NaN or infinite values for Consolidation" in said
+
+
+def test_adapter_flags_stand_in_for_what_was_recorded_one_by_one(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["explain", "run", str(study / "run"), str(study / "smith_0.png"), "--out", str(tmp_path / "out")]
+    options = ["--steps", "0", "--frames", "2", "--animation", "none", "--formats", "npz"]
+    assert main([*command, *options]) == 0
+    assert main([*command, *options, "--adapter.channels", "3"]) == 0  # as recorded, like all the rest
+    assert "0 answered, 1 done before" in capsys.readouterr().out
+    assert main([*command, *options, "--adapter.pixel-range", "0", "200"]) == 2
+    assert "under other settings: adapter.pixel_range" in capsys.readouterr().err
+
+
+def test_answers_inside_the_images_folder_are_no_images(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(study / "smith_0.png", tmp_path / "in")
+    (tmp_path / "in" / "torn.dcm").write_bytes(b"")
+    command = ["explain", "run", str(study / "run"), str(tmp_path / "in"), "--out", str(tmp_path / "in" / "out")]
+    for expected in ("1 answered, 0 done before, 1 unusable", "0 answered, 1 done before, 1 unusable"):
+        assert main([*command, "--steps", "0", "--frames", "2"]) == 0
+        said = capsys.readouterr().out
+        assert expected in said
+        assert "passed over: 1 x folder of answers" in said
+
+
 def test_an_answer_whose_explanation_cannot_be_written_is_not_done(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +291,10 @@ def test_an_answer_whose_explanation_cannot_be_written_is_not_done(
         (["{run}", "{image}", "--direction", "add"], "no example of 'Pneumothorax'"),
         (["{run}", "{image}", "--steps", "-1"], "--steps: must be 0 or more"),
         (["{run}", "{image}", "--frames", "1"], "frames: must be at least 2"),
+        (["{run}", "{image}", "--threads", "-1"], "--threads: -1 must be 0 or more"),
+        (["{run}", "{image}", "--device", "foo"], "--device: 'foo' cannot be used"),
+        (["{run}", "{image}", "--batch-size", "0"], "batch_size: 0 must be at least 1"),
+        (["{run}", "{image}", "nowhere.png"], "no such file"),
         (["{run}", "nowhere.png"], "no such file"),
         (["{run}"], "no image is named"),
         (["{store}", "{image}"], "no medxgan.json"),
@@ -315,6 +374,49 @@ def test_our_own_classifier_comes_with_the_model(
     save_pretrained(other, tmp_path / "other")
     assert main([*command, "other"]) == 2
     assert "this run explains another classifier" in capsys.readouterr().err
+
+
+def test_a_refused_training_can_be_asked_for_again_with_its_remedy(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sure = Classifier(TINY, FINDINGS).eval()
+    torch.nn.init.constant_(sure.head.bias, -100.0)
+    save_pretrained(sure, tmp_path / "sure")
+    command = ["explain", "train", str(study / "store"), "--out", "run", *SHORT, "--classifier"]
+    assert main([*command, "sure"]) == 2
+    assert "calls no training image positive" in capsys.readouterr().err
+    assert main([*command, str(study / "classifier"), "--findings", FINDINGS[1]]) == 0
+    record = ClassifierRecord.read("run")
+    assert record is not None
+    assert record.findings == FINDINGS[1:]
+    options = ["--animation", "none", "--formats", "npz", "--frames", "2", "--out", "out"]
+    assert main(["explain", "run", "run", str(study / "smith_0.png"), *options]) == 0
+    assert [row["finding"] for row in rows(Path("out"))] == [FINDINGS[1]]
+
+
+def test_an_exported_program_that_converts_its_numbers_can_be_explained(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("counterscan.training.precision.bfloat16_is_fast", lambda device: True)
+    own = load_external(str(study / "classifier"))
+
+    class Converts(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = own
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x).float()
+
+    batch = torch.export.Dim("batch", min=1, max=64)
+    example = (torch.zeros(2, 1, 16, 16),)
+    program = torch.export.export(Converts().eval(), example, dynamic_shapes={"x": {0: batch}})
+    torch.export.save(program, tmp_path / "net.pt2")
+    short = ["auto" if part == "fp32" else part for part in SHORT]
+    command = ["explain", "train", str(study / "store"), "--out", "run", *short, "--findings", *FINDINGS]
+    assert main([*command, "--classifier", "net.pt2"]) == 0
+    options = ["--animation", "none", "--formats", "npz", "--frames", "2", "--out", "out"]
+    assert main(["explain", "run", "run", str(study / "smith_0.png"), *options]) == 0
 
 
 @pytest.mark.parametrize(
@@ -412,7 +514,7 @@ def test_tables_are_told_from_images_folders_and_stores(study: Path, tmp_path: P
     assert is_table(Path("nowhere.PARQUET"))
     for path in (study / "store", study / "smith_0.png", tmp_path / "folder.csv"):
         assert not is_table(path)
-    listed = list(items([study / "smith_0.png", study / "table.csv"], each_frame=False))
+    listed = list(Items([study / "smith_0.png", study / "table.csv"], False, tmp_path / "out"))
     assert len(listed) == 33
     assert listed[-1][0] == study / "smith_0.png"
 

@@ -34,9 +34,9 @@ def folder(tmp_path):
 def test_folders_are_walked_in_natural_order_and_the_rest_is_counted(folder):
     walk = iter_images(folder)
     names = [item.path.relative_to(folder).as_posix() for item in walk]
-    assert names == ["b.png", "series/IM1", "series/IM2", "series/IM10"]
-    assert walk.found == 4
-    assert walk.skipped == {"hidden": 1, "not an image": 2, "DICOM object without an image": 1}
+    assert names == ["b.png", "empty.png", "series/IM1", "series/IM2", "series/IM10"]  # .png promises an image
+    assert walk.found == 5
+    assert walk.skipped == {"hidden": 1, "not an image": 1, "DICOM object without an image": 1}
     assert [item.path for item in walk] == [item.path for item in walk]  # can be walked again
 
 
@@ -53,12 +53,48 @@ def test_frames_on_request(tmp_path):
 
 def test_links_in_circles_end(folder):
     os.symlink(folder, folder / "series" / "up")
-    assert len(list(iter_images(folder))) == 4
+    assert len(list(iter_images(folder))) == 5
 
 
 def test_it_streams(folder):
-    walk = iter(iter_images([folder, folder / "missing"]))
-    assert next(walk).path.name == "b.png"
+    walk = iter_images([folder, folder])
+    assert next(iter(walk)).path.name == "b.png"
+    assert walk.found == 1
+
+
+def test_a_missing_input_is_told_before_the_first_image(folder):
+    with pytest.raises(InputError, match="no such file or folder"):
+        next(iter(iter_images([folder, folder / "missing"])))
+
+
+def test_dangling_links_to_images_are_left_to_the_reader(folder):
+    os.symlink(folder / "nowhere", folder / "gone.dcm")
+    os.symlink(folder / "nowhere", folder / "gone")
+    walk = iter_images(folder)
+    assert "gone.dcm" in [item.path.name for item in walk]
+    assert walk.skipped["unreadable"] == 1
+
+
+def test_a_folder_for_answers_is_passed_over(folder):
+    walk = iter_images(folder, without=folder / "series")
+    assert [item.path.name for item in walk] == ["b.png", "empty.png"]
+    assert walk.skipped["folder of answers"] == 1
+
+
+def test_a_folder_that_cannot_be_listed_costs_the_others_nothing(folder, monkeypatch):
+    scandir = os.scandir
+
+    def denied(path):
+        if os.fspath(path).endswith("series"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    walk = iter_images(folder)
+    assert [item.path.name for item in walk] == ["b.png", "empty.png"]
+    assert walk.skipped["folder that cannot be listed"] == 1
+    with pytest.raises(InputError, match="cannot be listed"):
+        next(iter(iter_images([folder / "b.png", folder / "series"])))
 
 
 def test_missing_inputs_and_empty_folders_are_errors(tmp_path, folder):

@@ -109,6 +109,15 @@ def test_bad_files_are_listed_as_they_come(tmp_path: Path) -> None:
     assert str(items[0][0]) in (tmp_path / "out" / "bad.csv").read_text()
 
 
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for foreign in ("[1, 2]", '{"my": "tool"}'):
+        (tmp_path / "out" / "settings.json").write_text(foreign)
+        with pytest.raises(InputError, match="settings of something else"):
+            stream(Brightness(), [], tmp_path / "out", ["Edema"], settings=lambda finding: {"care": 1})
+        assert (tmp_path / "out" / "settings.json").read_text() == foreign
+
+
 def test_warnings_are_counted(tmp_path: Path) -> None:
     system = Brightness()
     system.doubts = -1.0

@@ -112,6 +112,24 @@ def test_update_touches_its_own_network_alone(tmp_path: Path) -> None:
     train(Watching(), Source(), toy_config(steps=2), tmp_path)
 
 
+def test_later_passes_of_a_step_see_updated_weights(tmp_path: Path) -> None:
+    """Under autocast, which keeps weights that it has converted."""
+
+    class Twice(Classifier):
+        def step(self, ctx: Context, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            net = self.modules["net"]
+            with ctx.autocast():
+                before = net(batch["image"])
+                ctx.update("net", before.float().mean())
+                within = net(batch["image"])
+            with ctx.autocast():
+                assert torch.equal(within, net(batch["image"]))
+            assert not torch.equal(within, before)
+            return {}
+
+    train(Twice(), Bright(), config(steps=1, precision="bf16"), tmp_path)
+
+
 def test_parts_of_a_loss_add_up_and_gradients_are_clipped(tmp_path: Path) -> None:
     class Parts(Classifier):
         def step(self, ctx: Context, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from counterscan.classify.train import load_classifier
 from counterscan.data.findings import canonical_name
 from counterscan.errors import InputError
 from counterscan.files import sha256_file
+from counterscan.inputs import check_device
 from counterscan.nets.cnn import Classifier
 
 _FILES = (".pt", ".ts", ".pt2", ".pth", ".pkl", ".bin", ".ckpt", ".safetensors", ".onnx", ".h5", ".keras")
@@ -57,19 +58,20 @@ def load_external(
               arguments and returns a module, a function from images to scores, an exported program, or an
               ``AdaptedClassifier``.
         findings: a name for each output, or for each of ``config.columns``. A run folder and an ``AdaptedClassifier``
-            have their own; findings named with them need only be among those.
+            have their own; where some of those are named, the others are left out.
         config: how to adapt it; not for a run folder or an ``AdaptedClassifier``.
         device: where it goes.
 
     Returns:
-        An ``AdaptedClassifier``; the project's own ``Classifier`` from a run folder. ``check_classifier`` tries it.
+        An ``AdaptedClassifier``; the project's own ``Classifier`` from a run folder if all its findings are wanted.
+        ``check_classifier`` tries it.
 
     Raises:
         InputError: nothing is there, it cannot be loaded, or it is no classifier; pickles (state dictionaries, whole
             modules) are refused unopened.
     """
     config = config or AdapterConfig()
-    _check_device(device)
+    check_device(device)
     path = Path(spec).expanduser()
     if path.is_dir():
         return _as_it_is(load_classifier(path, device), findings, config)
@@ -92,18 +94,10 @@ def load_external(
     return adapted
 
 
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"{device!r} cannot be used ({_first_line(error)})", field="device", remedy="Use cpu"
-        ) from None
-
-
-def _as_it_is(classifier: nn.Module, findings: Sequence[str], config: AdapterConfig) -> nn.Module:
-    known: tuple[str, ...] = tuple(getattr(classifier, "findings"))  # noqa: B009 (not of every module)
-    for name in map(canonical_name, findings):
+def _as_it_is(classifier: Classifier | AdaptedClassifier, findings: Sequence[str], config: AdapterConfig) -> nn.Module:
+    """A classifier that knows its findings; of these only the named ones, where some are."""
+    known, names = classifier.findings, tuple(map(canonical_name, findings))
+    for name in names:
         if name not in known:
             raise InputError(
                 f"the classifier does not know {name!r}", field="findings", remedy=f"It knows {', '.join(known)}"
@@ -111,7 +105,15 @@ def _as_it_is(classifier: nn.Module, findings: Sequence[str], config: AdapterCon
     changed = [f.name for f in fields(config) if getattr(config, f.name) != getattr(AdapterConfig(), f.name)]
     if changed:
         raise InputError("this classifier needs no adapter", field=changed[0], remedy="Leave the setting out")
-    return classifier.eval().requires_grad_(False)
+    classifier.eval().requires_grad_(False)
+    if not names or names == known:
+        return classifier
+    if isinstance(classifier, Classifier):
+        config = AdapterConfig(size=classifier.trained_on.get("size"), columns=tuple(map(known.index, names)))
+        return AdaptedClassifier(classifier, names, config)
+    columns = classifier.config.columns or range(len(known))
+    config = replace(classifier.config, columns=tuple(columns[known.index(name)] for name in names))
+    return AdaptedClassifier(classifier.classifier, names, config)
 
 
 def _read(path: Path, device: str) -> Any:

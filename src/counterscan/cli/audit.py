@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from counterscan.cli.machine import use
 from counterscan.cli.synthetic import Intensity, count_bad, prepared_synthetic
 from counterscan.errors import InputError
 
@@ -79,8 +80,7 @@ def _audit(self: Any) -> None:
     from counterscan.cli.classify import open_or_prepare
     from counterscan.cli.tables import say
 
-    if self.threads:
-        torch.set_num_threads(self.threads)
+    use(self.threads, self.device)
     device = "cpu" if self.device == "cpu" or not torch.cuda.is_available() else "cuda"
     given = [None if run is None else load_classifier(run, device) for run in (self.classifier, self.judge)]
     extractors = _extractors(self.features, self.features_adapter, device)

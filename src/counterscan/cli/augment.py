@@ -13,6 +13,7 @@ import tyro
 
 from counterscan.cli import clip, generator, graft, steer, study
 from counterscan.cli.audit import AUDIT, audit_command
+from counterscan.cli.machine import use
 from counterscan.cli.main import Lazy
 from counterscan.cli.reports import Reports
 from counterscan.errors import InputError
@@ -155,7 +156,6 @@ class GanSample:
     """Where to compute: cpu or cuda."""
 
     def run(self) -> None:
-        import torch
 
         from counterscan.cli.tables import say
         from counterscan.png import png
@@ -164,7 +164,7 @@ class GanSample:
         from counterscan.tbsmgan.grids import truncation_grid
         from counterscan.training import image_grid
 
-        torch.set_num_threads(self.threads)
+        use(self.threads, self.device)
         gan = StyleGAN.from_pretrained(self.model, self.device)
         labels = asked_for(gan, self.findings) if self.findings else gan.draw_labels(self.count, self.seed)
         images = gan.sample(labels=labels, psi=self.psi, seed=self.seed)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from counterscan.cli.inputs import is_table
+from counterscan.cli.machine import use
 from counterscan.cli.main import Lazy
 from counterscan.errors import InputError
 
@@ -115,15 +116,13 @@ class Evaluate:
     """Where to compute: cpu or cuda."""
 
     def run(self) -> None:
-        import torch
 
         from counterscan.classify import evaluate_classifier, load_classifier
         from counterscan.cli.tables import say
         from counterscan.data.intensity import IntensityRecipe
         from counterscan.files import write_json
 
-        if self.threads:
-            torch.set_num_threads(self.threads)
+        use(self.threads, self.device)
         out = self.out or self.model
         classifier = load_classifier(self.model, self.device)
         known = classifier.trained_on

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from counterscan.cli.machine import use
 from counterscan.cli.main import Lazy
 from counterscan.errors import InputError
 
@@ -34,7 +35,10 @@ def _train_command() -> type:
     from counterscan.medxgan import MedXGANConfig
 
     source = "Folder made by `counterscan data prepare`, with rows in the splits train and val; no label is used."
-    names = "Names of the classifier's outputs, in order; not for one of counterscan's own, which knows them."
+    names = (
+        "Names of the classifier's outputs, in order; of one of counterscan's own, which knows them, those to explain, "
+        "all by default."
+    )
     options: list[tuple[str, Any] | tuple[str, Any, Any]] = [
         ("store", Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help=source)]),
         ("classifier", Annotated[str, tyro.conf.arg(help=_SPEC, metavar="SPEC")]),
@@ -59,7 +63,7 @@ def _train(self: Any) -> None:
     device = _device(self.config.training.device)
     classifier = load_external(self.classifier, self.findings, self.adapter, device)
     record = ClassifierRecord.of(classifier, self.classifier, self.adapter)
-    earlier = ClassifierRecord.read(self.out)
+    earlier = ClassifierRecord.read(self.out) if (self.out / "config.yaml").is_file() else None  # a run has begun
     if earlier is not None and (earlier.digest, earlier.findings) != (record.digest, record.findings):
         raise InputError(
             f"this run explains another classifier, {earlier.spec}",
@@ -152,27 +156,42 @@ class _Run:
     """Where to compute: cpu or cuda."""
 
 
-def _run_command() -> type:
-    """Its further flags are the fields of AdapterConfig, which takes torch to import."""
+def _adapter_flags() -> tuple[str, Any, Any]:
+    """The fields of AdapterConfig as an option: what is given stands in for what the run recorded, one by one."""
+    from typing import get_type_hints
+
     from counterscan.classify import AdapterConfig
 
-    options: list[tuple[str, Any, Any]] = [("adapter", AdapterConfig, field(default_factory=AdapterConfig))]
+    kinds = get_type_hints(AdapterConfig)
+    flags = [(f.name, kinds[f.name] | None, None) for f in fields(AdapterConfig)]
+    made = make_dataclass("Adapter", flags, frozen=True)
+    made.__doc__ = AdapterConfig.__doc__
+    return "adapter", made, field(default_factory=made)
+
+
+def _given(adapter: Any) -> dict[str, Any]:
+    """Those that were."""
+    return {f.name: getattr(adapter, f.name) for f in fields(adapter) if getattr(adapter, f.name) is not None}
+
+
+def _run_command() -> type:
+    """Its further flags are the fields of AdapterConfig, which takes torch to import."""
+    options = [_adapter_flags()]
     made = make_dataclass("Run", options, bases=(_Run,), namespace={"run": _run, "nested_flags": True})
     made.__doc__ = _RUN
     return made
 
 
 def _run(self: Any) -> int:
-    import torch
 
-    from counterscan.classify import AdapterConfig
+    from counterscan.classify import AdaptedClassifier
     from counterscan.cli.inputs import answer
     from counterscan.report.strips import write_explanation
     from counterscan.systems import load_explainer
 
-    torch.set_num_threads(self.threads)
-    adapter = self.adapter if self.adapter != AdapterConfig() else None
-    explainer = load_explainer(self.model, self.device, classifier=self.classifier, adapter=adapter)
+    use(self.threads, self.device)
+    explainer = load_explainer(self.model, self.device, classifier=self.classifier, adapter=_given(self.adapter))
+    adapted = explainer.classifier.config if isinstance(explainer.classifier, AdaptedClassifier) else None
     _set(explainer, self.steps, self.frames)
     return answer(
         explainer,
@@ -185,7 +204,11 @@ def _run(self: Any) -> int:
         batch_size=self.batch_size,
         formats=self.formats,
         links=self.links,
-        settings=lambda finding: {"checkpoint": explainer.checkpoint, **explainer.settings()},
+        settings=lambda finding: {
+            "checkpoint": explainer.checkpoint,
+            **explainer.settings(),
+            "adapter": None if adapted is None else asdict(adapted),
+        },
         write=partial(write_explanation, findings=explainer.findings, animation=self.animation),
     )
 
@@ -266,7 +289,7 @@ def _evaluate_command() -> type:
 
     inception = AdapterConfig(channels=3, size=299)
     options: list[tuple[str, Any, Any]] = [
-        ("adapter", AdapterConfig, field(default_factory=AdapterConfig)),
+        _adapter_flags(),
         ("inception_adapter", AdapterConfig, field(default_factory=lambda: inception)),
     ]
     made = make_dataclass("Evaluate", options, bases=(_Evaluate,), namespace={"run": _evaluate, "nested_flags": True})
@@ -275,20 +298,18 @@ def _evaluate_command() -> type:
 
 
 def _evaluate(self: Any) -> None:
-    import torch
     from rich.console import Console
 
     from counterscan.bench.explain_report import evaluate_explainer
-    from counterscan.classify import AdapterConfig, load_classifier, load_external
+    from counterscan.classify import load_classifier, load_external
     from counterscan.cli.classify import open_or_prepare
     from counterscan.cli.inputs import is_table
     from counterscan.cli.tables import say
     from counterscan.medxgan.published import PublishedMedXGAN
     from counterscan.systems import load_explainer
 
-    torch.set_num_threads(self.threads)
-    adapter = self.adapter if self.adapter != AdapterConfig() else None
-    explainer = load_explainer(self.model, self.device, classifier=self.classifier, adapter=adapter)
+    use(self.threads, self.device)
+    explainer = load_explainer(self.model, self.device, classifier=self.classifier, adapter=_given(self.adapter))
     findings, published, inception = _asked(explainer, self.finding, "remove"), None, None
     if self.published is not None:
         published = PublishedMedXGAN.from_pretrained(self.published, explainer.classifier, self.device)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from counterscan.cli.machine import use
 from counterscan.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,10 +65,10 @@ class GanInvert:
 
         if self.steps < 0 or self.tune < 0:
             raise InputError("must be 0 or more", field="--steps" if self.steps < 0 else "--tune")
-        torch.set_num_threads(self.threads)
+        use(self.threads, self.device)
         gan = StyleGAN.from_pretrained(self.model, self.device)
         inverter = self._inverter(gan)
-        names, images, bad = _read(self.inputs, gan, self.links)
+        names, images, bad = _read(self.inputs, self.out, gan, self.links)
         for path, reason in bad[:10]:
             say(f"  {path}: {reason}")
         if not names:
@@ -177,20 +178,20 @@ def watcher_of(encoder: Path, model: Path, device: str) -> nn.Module | None:
 
 
 def _read(
-    inputs: tuple[Path, ...], gan: StyleGAN, links: Path | None
+    inputs: tuple[Path, ...], out: Path, gan: StyleGAN, links: Path | None
 ) -> tuple[list[str], list[Tensor], list[tuple[str, str]]]:
     """Pseudonyms and images (1, S, S) of what can be read; paths and reasons of what cannot."""
     import csv
     import io
 
-    from counterscan.cli.inputs import items
+    from counterscan.cli.inputs import Items
     from counterscan.data.load import load
     from counterscan.errors import CounterscanError
     from counterscan.files import write_text
     from counterscan.report.pseudonym import pseudonym, secret_key
 
     key, names, images, bad, paths = secret_key(), list[str](), list[Any](), list[tuple[str, str]](), list[Any]()
-    for path, frame in items(inputs, False):
+    for path, frame in Items(inputs, False, out):
         try:
             image, _, _ = load(path, gan.recipe, gan.size, frame)
         except CounterscanError as error:
@@ -235,7 +236,6 @@ class GanEvaluate:
     """Where to compute."""
 
     def run(self) -> None:
-        import torch
         from rich.console import Console
 
         from counterscan.bench.generator_report import GeneratorConfig, evaluate_generator, quick
@@ -246,7 +246,7 @@ class GanEvaluate:
         from counterscan.cli.tables import say
         from counterscan.tbsmgan import StyleGAN
 
-        torch.set_num_threads(self.threads)
+        use(self.threads, self.device)
         gan = StyleGAN.from_pretrained(self.model, self.device)
         size = gan.size if is_table(self.store) else None
         store = open_or_prepare(self.store, self.out / "store", size, recipe=gan.recipe)
@@ -298,7 +298,6 @@ class GanExport:
     """Where to compute."""
 
     def run(self) -> None:
-        import torch
 
         from counterscan.cli.augment import asked_for
         from counterscan.cli.tables import say
@@ -311,7 +310,7 @@ class GanExport:
             )
         if self.count < 0 or (self.count and self.findings):
             raise InputError("give either a positive number of studies or findings", field="--count")
-        torch.set_num_threads(self.threads)
+        use(self.threads, self.device)
         gan = StyleGAN.from_pretrained(self.model, self.device)
         if self.onnx:
             from counterscan.tbsmgan.onnx_export import export_onnx

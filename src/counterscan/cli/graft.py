@@ -8,6 +8,7 @@ from typing import Literal
 
 import tyro
 
+from counterscan.cli.machine import use
 from counterscan.errors import InputError
 
 
@@ -42,7 +43,6 @@ class Graft:
     """Where to compute."""
 
     def run(self) -> int:
-        import torch
         from rich.console import Console
 
         from counterscan.cli.steer import asked, gate_of, rates
@@ -52,7 +52,7 @@ class Graft:
         from counterscan.taggan.filling import FillerConfig, fit_filler, locate
         from counterscan.tbsmgan.grafts import Grafting, write_grafts
 
-        torch.set_num_threads(self.threads)
+        use(self.threads, self.device)
         store = PreparedStore.open(self.store)
         tagger = TagGAN.from_pretrained(self.tagger, self.device)
         unknown = [name for name in tagger.findings if name not in store.findings]

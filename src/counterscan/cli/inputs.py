@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,27 +18,45 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in (".csv", ".parquet") and not path.is_dir()
 
 
-def items(inputs: Sequence[Path], each_frame: bool) -> Iterator[tuple[Path, int | None]]:
+class Items:
     """Files and frames of what was named on the command line.
 
-    Raises:
-        InputError: nothing is named, or what is named is not there.
-    """
-    from counterscan.data.readers import iter_images
+    Args:
+        inputs: image files, folders, study tables.
+        each_frame: an item for each frame of multi-frame files in folders.
+        out: where answers go, which inside a folder of images are none.
 
-    if not inputs:
-        raise InputError("no image is named", field="inputs", remedy="Name files, folders or a study table")
-    tables = [path for path in inputs if is_table(path)]
-    for path in tables:
+    Attributes:
+        skipped: reason -> number of files passed over so far, in folders.
+
+    Raises:
+        InputError: nothing is named, or what is named is not there; on iteration, before the first item.
+    """
+
+    def __init__(self, inputs: Sequence[Path], each_frame: bool, out: Path) -> None:
+        from counterscan.data.readers import iter_images
+
+        if not inputs:
+            raise InputError("no image is named", field="inputs", remedy="Name files, folders or a study table")
+        self._tables = [path for path in inputs if is_table(path)]
+        others = [path for path in inputs if path not in self._tables]
+        self._walk = iter_images(others, each_frame=each_frame, without=out) if others else None
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """See the class."""
+        return {} if self._walk is None else dict(self._walk.skipped)
+
+    def __iter__(self) -> Iterator[tuple[Path, int | None]]:
         from counterscan.data.table import StudyTable
 
-        table = StudyTable.read(path, labelled=False)
-        for row in range(len(table)):
-            yield table.image_path(row), table.frame_number(row)
-    others = [path for path in inputs if path not in tables]
-    if others:
-        for item in iter_images(others, each_frame=each_frame):
-            yield item.path, item.frame
+        tables = [StudyTable.read(path, labelled=False) for path in self._tables]
+        walk = ((item.path, item.frame) for item in self._walk or ())
+        first = list(islice(walk, 1))  # so that a missing input is told before any work
+        for table in tables:
+            for row in range(len(table)):
+                yield table.image_path(row), table.frame_number(row)
+        yield from chain(first, walk)
 
 
 def answer(
@@ -54,7 +73,7 @@ def answer(
 
     Args:
         system, out, findings, options: see ``report.stream.stream``.
-        inputs, each_frame: see ``items``.
+        inputs, each_frame: see ``Items``.
         doing: shown beside the bar.
 
     Returns:
@@ -69,10 +88,11 @@ def answer(
     columns = (SpinnerColumn(), TextColumn("{task.completed} images"), TimeElapsedColumn())
     with Progress(*columns, transient=True, console=Console(stderr=True)) as bar:
         task = bar.add_task(doing, total=None)
-        report = stream(
-            system, items(inputs, each_frame), out, findings, progress=lambda n: bar.advance(task, n), **options
-        )
+        items = Items(inputs, each_frame, out)
+        report = stream(system, items, out, findings, progress=lambda n: bar.advance(task, n), **options)
     say(f"{out}: {report.done} answered, {report.skipped} done before, {len(report.bad)} unusable")
+    if items.skipped:
+        say(f"  passed over: {', '.join(f'{count} x {reason}' for reason, count in items.skipped.items())}")
     if report.doubted:
         say(f"  {report.doubted} answers have a warning: see verdict in {out / 'results.csv'}")
     for path, reason in report.bad[:10]:

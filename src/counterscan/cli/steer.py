@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from counterscan.cli.clip import ZERO_SHOT
+from counterscan.cli.machine import use
 from counterscan.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,7 +70,6 @@ class Edit:
     """Where to compute."""
 
     def run(self) -> None:
-        import torch
 
         from counterscan.classify import load_classifier
         from counterscan.cli.tables import say
@@ -80,7 +80,7 @@ class Edit:
 
         if self.steps < 0:
             raise InputError("must be 0 or more", field="--steps")
-        torch.set_num_threads(self.threads)
+        use(self.threads, self.device)
         steering = _steering(self)
         prompt = steering.prompt(self.text, method=self.method, force=self.force)
         image, _, _ = load(self.image, steering.gan.recipe, steering.gan.size)
@@ -144,7 +144,6 @@ class Synthesize:
     """Where to compute."""
 
     def run(self) -> int:
-        import torch
         from rich.console import Console
         from rich.progress import Progress
 
@@ -152,7 +151,7 @@ class Synthesize:
         from counterscan.tbsmgan.steering import BEST
         from counterscan.tbsmgan.synthesis import MOSTLY, SynthesisConfig, passing, synthesize
 
-        torch.set_num_threads(self.threads)
+        use(self.threads, self.device)
         config = SynthesisConfig(-1 if self.remove else 1, self.strength, self.tries, psi=self.psi, seed=self.seed)
         steering = _steering(self)
         methods: tuple[Method, ...] = BEST if self.method == "best" else (self.method,)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from counterscan.cli.machine import use
 from counterscan.cli.main import Lazy
 
 if TYPE_CHECKING:
@@ -73,12 +74,11 @@ class Run:
     """Where to compute: cpu or cuda."""
 
     def run(self) -> int:
-        import torch
 
         from counterscan.cli.inputs import answer
         from counterscan.taggan import TagGAN
 
-        torch.set_num_threads(self.threads)
+        use(self.threads, self.device)
         tagger = TagGAN.from_pretrained([self.model, *self.also], self.device)
         if self.fast:
             rules = tagger.rules
@@ -138,7 +138,6 @@ class Evaluate:
     """Where to compute: cpu or cuda."""
 
     def run(self) -> None:
-        import torch
         from rich.console import Console
 
         from counterscan.bench.tagging import evaluate_tagger
@@ -148,7 +147,7 @@ class Evaluate:
         from counterscan.cli.tables import say
         from counterscan.taggan import TagGAN
 
-        torch.set_num_threads(self.threads)
+        use(self.threads, self.device)
         tagger = TagGAN.from_pretrained(self.model, self.device)
         size = tagger.size if is_table(self.source) else None
         store = open_or_prepare(self.source, self.out / "store", size, recipe=tagger.recipe)

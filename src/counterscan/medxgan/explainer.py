@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,8 +231,7 @@ class MedXGAN:
     def counterparts(self, batch: StudyBatch, query: Query) -> list[Counterpart]:
         """See ``explain``; ``query.strength`` scales the change that strength 1 finds, and ends the path."""
         self._column(query.finding)
-        checked_images(batch.images, self.size)
-        part = self.config.internal_batch_size
+        batch, part = replace(batch, images=checked_images(batch.images, self.size)), self.config.internal_batch_size
         with torch.inference_mode(False), evaluating(self.classifier), evaluating(self.networks):
             parts = [batch.rows(slice(start, start + part)) for start in range(0, len(batch), part)]
             return [answer for each in parts for answer in self._answers(each, query)]
@@ -257,6 +256,12 @@ class MedXGAN:
             code, again = self.invert(x)
             with torch.no_grad():
                 before, reconstructed = self._logits(x)[:, column], self._logits(again)[:, column]
+                if not bool(torch.cat([before, reconstructed]).isfinite().all()):
+                    raise InputError(
+                        f"the classifier returns NaN or infinite values for {query.finding}",
+                        field="classifier",
+                        remedy="See what it does with such an image, or leave the image out",
+                    )
                 search = CounterpartSearch(
                     self.networks, self.judges, self.config, query, column, x, again, before, valid
                 )
@@ -361,9 +366,9 @@ class MedXGAN:
         return "ok"
 
     def _name(self, column: int) -> str:
-        if not 0 <= column < len(self.findings):
+        if not isinstance(column, int) or not 0 <= column < len(self.findings):
             raise InputError(
-                f"column {column} is out of range", field="target", remedy=f"0 to {len(self.findings) - 1} exist"
+                f"column {column!r} is out of range", field="target", remedy=f"0 to {len(self.findings) - 1} exist"
             )
         return self.findings[column]
 
@@ -377,5 +382,11 @@ class MedXGAN:
         return self.findings.index(finding)
 
     def _logits(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(images)
+        try:
+            logits: Tensor = self.classifier(images)
+        except InputError:
+            raise
+        except Exception as error:  # whatever somebody else's program may raise, one image must not end a batch
+            said = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise InputError(f"the classifier fails on it ({said})", field="classifier") from error
         return logits.float()

@@ -298,7 +298,7 @@ class PublishedMedXGAN:
             raise InputError(
                 f"the model explains {self.finding}", field="finding", remedy=f"Train one for {query.finding}"
             )
-        checked_images(batch.images, self.size)
+        batch = dataclasses.replace(batch, images=checked_images(batch.images, self.size))
         part = self.config.internal_batch_size
         with torch.inference_mode(False), evaluating(self.classifier), evaluating(self.generator):
             parts = [batch.rows(slice(start, start + part)) for start in range(0, len(batch), part)]

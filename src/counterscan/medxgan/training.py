@@ -166,9 +166,20 @@ def _assembled(
 
 
 def calls(classifier: nn.Module, store: PreparedStore) -> np.ndarray:
-    """(N, C) 1 where the classifier's probability is at least 0.5, else 0: what explanations are about."""
+    """(N, C) 1 where the classifier's probability is at least 0.5, else 0: what explanations are about.
+
+    Raises:
+        InputError: it returns NaN or infinite values.
+    """
     with evaluating(classifier):
         logits = predict_logits(classifier, store)
+    if bad := int((~logits.isfinite()).any(dim=1).sum()):
+        raise InputError(
+            f"the classifier returns NaN or infinite values for {bad} of {len(store)} images",
+            path=store.folder,
+            field="classifier",
+            remedy="See what it does with them (range, constant images), or leave them out",
+        )
     return (logits >= 0).numpy().astype(np.float32)
 
 

@@ -104,9 +104,11 @@ def stream(
         progress: called with the number of files finished after each batch.
 
     Raises:
-        InputError: the system does not say its size, the folder holds answers under other settings, or results cannot
-            be written (full disk).
+        InputError: no image at once, the system does not say its size, the folder holds answers under other settings,
+            or results cannot be written (full disk).
     """
+    if batch_size < 1:
+        raise InputError(f"{batch_size} must be at least 1", field="batch_size")
     if system.size is None:
         raise InputError("the model does not say at which size it works", field="size", remedy="Train it from a store")
     out, key, report = Path(out), secret_key(), StreamReport()
@@ -153,6 +155,8 @@ def stream(
 def _same_settings(path: Path, asked: dict[str, Any]) -> None:
     """Note what answers depend on; those of an earlier run must depend on the same."""
     known = read_json(path) if path.exists() else {}
+    if not isinstance(known, dict) or not all(isinstance(settings, dict) for settings in known.values()):
+        raise InputError("holds settings of something else", path=path, remedy="Write to another folder")
     for name in sorted(asked.keys() & known.keys()):
         for field_name, old, new in changes(known[name], asked[name]):
             raise InputError(

@@ -15,6 +15,8 @@ from counterscan.data.readers.raster import raster_frames
 from counterscan.data.readers.sniff import sniff, unreadable
 from counterscan.errors import InputError
 
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".nii", ".nii.gz")
+
 
 @dataclass(frozen=True)
 class ImageItem:
@@ -31,12 +33,13 @@ class ImageWalk:
 
     Attributes:
         found: items yielded so far.
-        skipped: reason -> number of files of the folders passed over so far.
+        skipped: reason -> number of files and folders inside the folders passed over so far.
     """
 
-    def __init__(self, inputs: Iterable[str | Path], each_frame: bool) -> None:
+    def __init__(self, inputs: Iterable[str | Path], each_frame: bool, without: Path | None = None) -> None:
         self._inputs = [Path(entry) for entry in inputs]
         self._each_frame = each_frame
+        self._without = None if without is None else os.path.realpath(without)
         self.found = 0
         self.skipped: Counter[str] = Counter()
 
@@ -45,6 +48,9 @@ class ImageWalk:
         for entry in self._inputs:
             if not entry.exists():
                 raise InputError("no such file or folder", path=entry, remedy="Check the path")
+            if entry.is_dir():
+                _listed(entry)
+        for entry in self._inputs:
             for path in self._files(entry):
                 for item in self._frames(path):
                     self.found += 1
@@ -60,31 +66,36 @@ class ImageWalk:
 
     def _files(self, entry: Path) -> Iterator[Path]:
         if entry.is_dir():
-            yield from self._folder(entry, set())
+            yield from self._folder(entry, _listed(entry), set())
         else:
             yield entry  # named by the user, so whatever is wrong with it is theirs to hear from the reader
 
-    def _folder(self, folder: Path, seen: set[str]) -> Iterator[Path]:
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back to where we are
-            return
-        seen.add(real)
-        try:
-            names = sorted((entry.name for entry in os.scandir(folder)), key=_natural)
-        except OSError as error:
-            raise InputError(
-                f"cannot be listed ({error.strerror})", path=folder, remedy="Check its permissions"
-            ) from None
+    def _folder(self, folder: Path, names: list[str], seen: set[str]) -> Iterator[Path]:
+        seen.add(os.path.realpath(folder))
         for name in names:
             path = folder / name
             if name.startswith("."):
                 self.skipped["hidden"] += 1
             elif path.is_dir():
-                yield from self._folder(path, seen)
-            elif reason := why_not(path):
+                yield from self._inner(path, seen)
+            elif (reason := why_not(path)) and not _should_be_read(path, reason):
                 self.skipped[reason] += 1
             else:
                 yield path
+
+    def _inner(self, folder: Path, seen: set[str]) -> Iterator[Path]:
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back to where we are
+            return
+        if real == self._without:
+            self.skipped["folder of answers"] += 1
+            return
+        try:
+            names = _listed(folder)
+        except InputError:  # one folder costs the others nothing
+            self.skipped["folder that cannot be listed"] += 1
+            return
+        yield from self._folder(folder, names, seen)
 
     def _frames(self, path: Path) -> Iterator[ImageItem]:
         if not self._each_frame:
@@ -97,24 +108,29 @@ class ImageWalk:
         yield from (ImageItem(path, frame if frames > 1 else None) for frame in range(frames))
 
 
-def iter_images(inputs: Iterable[str | Path] | str | Path, *, each_frame: bool = False) -> ImageWalk:
+def iter_images(
+    inputs: Iterable[str | Path] | str | Path, *, each_frame: bool = False, without: Path | None = None
+) -> ImageWalk:
     """Stream the images of files and folders, in the order named; folders recursively, in natural order (2 before 10).
 
     A DICOM series is a folder like any other: one item per file. Hidden files, files that are no image and DICOM
     objects without one (reports, structures, segmentations, DICOMDIR) are passed over in folders and counted in
-    ``skipped``; files named one by one are always yielded.
+    ``skipped``. Files named one by one, and those whose ending promises an image, are always yielded, so that whoever
+    reads them hears what is wrong.
 
     Args:
         inputs: paths, or one path.
         each_frame: yield one item per frame of multi-frame files, instead of one item with ``frame=None``.
+        without: a folder inside those named that is passed over, such as the one that answers go to.
 
     Returns:
         An iterable of `ImageItem` with the counts ``found`` and ``skipped``.
 
     Raises:
-        InputError: on iteration, when an input does not exist or no image is found at all.
+        InputError: on iteration, before the first image when an input does not exist or cannot be listed, after the
+            last when there is none at all.
     """
-    return ImageWalk([inputs] if isinstance(inputs, (str, Path)) else inputs, each_frame)
+    return ImageWalk([inputs] if isinstance(inputs, (str, Path)) else inputs, each_frame, without)
 
 
 def is_image(path: str | Path) -> bool:
@@ -133,6 +149,19 @@ def why_not(path: Path) -> str | None:
     if sniffed.kind == "dicom" and sniffed.bare_start is None and not holds_image(path):
         return "DICOM object without an image"
     return None
+
+
+def _should_be_read(path: Path, reason: str) -> bool:
+    """Whether a file that is not read is one that was to be: cut short, zeroed, without permission, a dangling link."""
+    return reason in ("unreadable", "not an image") and path.name.lower().endswith(_SUFFIXES)
+
+
+def _listed(folder: Path) -> list[str]:
+    """Names in a folder, in natural order."""
+    try:
+        return sorted((entry.name for entry in os.scandir(folder)), key=_natural)
+    except OSError as error:
+        raise InputError(f"cannot be listed ({error.strerror})", path=folder, remedy="Check its permissions") from None
 
 
 def frame_count(path: str | Path) -> int:
