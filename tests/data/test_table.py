@@ -26,6 +26,17 @@ def write(folder: Path, text: str, name: str = "table.csv") -> Path:
     return path
 
 
+def test_images_that_are_only_looked_at_need_no_patient(tmp_path: Path) -> None:
+    path = tmp_path / "films.csv"
+    path.write_text("image\na.png\nb.png\n")
+    table = StudyTable.read(path, labelled=False)
+    assert [table.image_path(row) for row in range(2)] == [tmp_path / "a.png", tmp_path / "b.png"]
+    with pytest.raises(InputError, match="column 'patient': is missing"):
+        StudyTable.read(path)
+    path.write_text("image,Edema\na.png,1\nb.png,0\n")
+    assert StudyTable.read(path, {"patient": "image"}).frame["patient"].tolist() == ["a.png", "b.png"]
+
+
 def test_reads_labels_splits_and_extras(tmp_path: Path) -> None:
     table = StudyTable.read(write(tmp_path, GOOD))
     assert table.findings == ("Edema", "Pleural Effusion")
@@ -70,6 +81,7 @@ def test_policies(tmp_path: Path, policy: str, blank: str, expected: list[list[f
         ("image,patient,Edema\na,1,1\nb,2,1\n", ["'Edema'", "one class only", "2 rows"]),
         ("image,patient,Edema\n", ["no rows"]),
         ("", ["empty"]),
+        ("image;patient;Edema\na.png;1;1\n", ["separated by ';'", "with ','"]),
         ("image,patient,Edema,Edema \na,1,1,0\n", ["'Edema'", "twice"]),
         (GOOD.replace(",age", ",boxes").replace("60", "left"), ["row 2", "'boxes'", "not JSON"]),
         (GOOD.replace(",age", ",frame").replace("61", "1.5"), ["row 3", "'frame'", "1.5"]),

@@ -112,7 +112,7 @@ class Synthesize:
     findings: tuple[str, ...]
     """What and how many: "Edema=500" "small left pleural effusion=200"."""
     classifier: tuple[Path, ...]
-    """Run folders of the classifiers that judge, trained on the store's split train; their opinions are averaged."""
+    """Run folders of the classifiers that judge, trained on the store's split train; every one has to be sure."""
     out: Path
     """Folder for images/, table.csv and synthesis.json; the same command goes on with an interrupted run."""
     remove: bool = False

@@ -212,7 +212,8 @@ def _rename(raw: pd.DataFrame, columns: Mapping[str, str], path: str | Path | No
     used = set(columns.values())
     for name in raw.columns:
         reserved = name.lower() if name.lower() in RESERVED else name
-        if name not in used and reserved not in named:
+        # The column of images may tell patients apart as well.
+        if (name not in used or reserved in REQUIRED) and reserved not in named:
             named[reserved] = raw[name]
     return named
 

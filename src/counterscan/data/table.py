@@ -89,14 +89,18 @@ class StudyTable:
             columns: study-table column -> the file's column.
             findings: finding columns that are not known names.
             root: where relative paths start; by default the file's folder.
-            labelled: labels of both classes are needed; False for images that are only to be looked at.
+            labelled: labels of both classes are needed; False for images that are only to be looked at, which need no
+                patient either.
 
         Raises:
             InputError: naming row (the header is row 1), column and remedy.
         """
         path = Path(path)
+        frame = read_frame(path)
+        if not labelled and "patient" not in frame and "image" in frame:
+            columns = {"patient": "image", **(columns or {})}
         table = cls.from_frame(
-            read_frame(path), root if root is not None else path.parent, columns=columns, findings=findings, path=path
+            frame, root if root is not None else path.parent, columns=columns, findings=findings, path=path
         )
         table.validate(labelled=labelled, path=path)
         return table
@@ -337,7 +341,7 @@ def read_frame(path: Path) -> pd.DataFrame:
         if path.suffix in _PARQUET:
             return pd.read_parquet(path)
         separator = "\t" if path.suffix == ".tsv" else ","
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=separator)
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=separator)
     except pd.errors.EmptyDataError:
         raise InputError("is empty", path=path) from None
     except UnicodeDecodeError as error:
@@ -345,3 +349,11 @@ def read_frame(path: Path) -> pd.DataFrame:
     except Exception as error:  # pandas and pyarrow raise a dozen kinds; all mean the file is not what it says
         remedy = "Give a comma-separated .csv with a header line, or .parquet"
         raise InputError(f"cannot be read as a table ({error})", path=path, remedy=remedy) from error
+    other = next((mark for mark in ";\t|" if mark in str(frame.columns[0])), None)
+    if len(frame.columns) == 1 and other is not None:
+        raise InputError(
+            f"seems to be separated by {other!r}, not by {separator!r}",
+            path=path,
+            remedy=f"Save it again with {separator!r} between the columns",
+        )
+    return frame

@@ -39,7 +39,7 @@ class ExplainConfig:
         far: probability of the finding above which ``insist`` starts; ``sure`` where that is more.
         evidence: which map is the main one: "lig", which asks the classifier where the change mattered, "difference",
             the change itself, or "ig_negative".
-        precision: of both descents; "auto" computes in bfloat16 where that is fast. All images, probabilities and maps
+        precision: of all descents; "auto" computes in bfloat16 where that is fast. All images, probabilities and maps
             of an answer are computed in float32.
         smoothing, reach: of the evidence; see ``counterscan.care.Care``, whose views are not used here.
         internal_batch_size: images searched together; bounds memory.

@@ -60,7 +60,7 @@ class PublishedExplain:
         frames: of the way from reconstruction to counterpart, both included.
         fineness: steps of the integrated gradients from one frame to the next.
         draws: of z2, to add a finding; the first that changes the call is taken.
-        care: smoothing and spreading of the evidence; there is nothing to average.
+        care: smoothing of the evidence, by default without spreading; there is nothing to average.
         internal_batch_size: images inverted together; bounds memory.
     """
 

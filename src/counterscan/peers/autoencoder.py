@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from counterscan.data.augment import AugmentConfig, augment
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
+from counterscan.metrics.validity import psnr
 from counterscan.nets.latent import ResBlock
 from counterscan.training import (
     Context,
@@ -30,7 +31,6 @@ from counterscan.training import (
 from counterscan.training.config import plain
 from counterscan.training.precision import Precision
 
-DATA_RANGE = 2.0  # images span [-1, 1]
 # What changes the machine or the display, not what is learned.
 _LOOP = ("steps", "batch_size", "seed", "threads", "device", "precision", "tensorboard")
 
@@ -231,11 +231,10 @@ class AutoencoderTask(Task):
         errors = []
         for start in range(0, len(self.watch), 64):
             x = self.watch.images(slice(start, start + 64)).to(ctx.device)
-            r = ctx.averaged("autoencoder")(x).clamp(-1, 1) - x
-            errors.append(torch.stack([r.abs().mean(dim=(1, 2, 3)), r.square().mean(dim=(1, 2, 3))]).double().cpu())
-        absolute, squared = torch.cat(errors, dim=1)
-        psnr = 10 * torch.log10(DATA_RANGE**2 / squared.clamp_min(1e-12))
-        return {"l1": float(absolute.mean()), "psnr": float(psnr.mean())}
+            again = ctx.averaged("autoencoder")(x).clamp(-1, 1)
+            errors.append(torch.stack([(again - x).abs().mean(dim=(1, 2, 3)).double(), psnr(x, again)]).cpu())
+        absolute, reached = torch.cat(errors, dim=1)
+        return {"l1": float(absolute.mean()), "psnr": float(reached.mean())}
 
     def images(self, ctx: Context) -> Mapping[str, Tensor]:
         """Images over their reconstructions."""

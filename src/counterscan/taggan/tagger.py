@@ -162,8 +162,8 @@ class TagGAN:
         Args:
             batch: images on the model's grid.
             query: the finding to remove; ``strength`` scales M before it is subtracted.
-            uncertainty: add "uncertainty" to the extras: standard deviation of M over generators, views and half-pixel
-                steps of the input; costs as many passes again.
+            uncertainty: add "uncertainty" to the extras: standard deviation of M over generators, mirror images and
+                one-pixel steps of the input; costs as many passes again.
             hide_and_seek_share: also drop mask regions that bring back less than this share of the classifier's logit.
 
         Raises:

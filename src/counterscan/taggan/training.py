@@ -54,7 +54,7 @@ class TagGANConfig:
         networks, objective: see there.
         classifier: settings of the frozen classifiers of the class term; the k-th has the seed ``seed + k``.
         classifiers: how many are trained.
-        care: views averaged at inference, and smoothing of the evidence.
+        care: views averaged at inference, smoothing and spreading of the evidence.
         percentile, min_area: of the mask rule; see ``taggan.masks``.
         trust: share of validation images that count as like the training images; see ``familiarity``.
 
