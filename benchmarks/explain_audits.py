@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from counterscan.bench.explain_classifier import Reading
 from counterscan.bench.explain_peers import explain_peers
-from counterscan.bench.explain_stability import randomisation_test
+from counterscan.bench.explain_stability import randomisation_test, signed_maps
 from counterscan.bench.subjects import study_batch
 from counterscan.classify import ClassifyConfig, load_classifier, train_classifier
 from counterscan.counterpart import Query, StudyBatch, System
@@ -47,6 +47,7 @@ from counterscan.medxgan.published import PublishedMedXGAN
 from counterscan.medxgan.training import fit
 from counterscan.metrics.intervals import mean_interval
 from counterscan.metrics.localisation import pixel_average_precision, pointing_game
+from counterscan.metrics.stability import map_similarity
 from counterscan.report.tables import Table
 
 
@@ -187,7 +188,8 @@ class Trained:
 
 @dataclass
 class Retrained(Trained):
-    """The randomisation test with the generator trained anew for each randomised classifier."""
+    """The randomisation test with the generator trained anew for each randomised classifier; beside it, how alike maps
+    of the same classifier are when only the training's seed differs."""
 
     steps: int = 400
     """Steps of every explainer, the one of the trained classifier included."""
@@ -197,9 +199,9 @@ class Retrained(Trained):
         store, classifier, rows = self.open()
         networks: list[MedXGAN] = []
 
-        def anew(other: nn.Module) -> MedXGAN:
+        def anew(other: nn.Module, seed: int = 0) -> MedXGAN:
             folder = self.run_folder / "retrained" / str(len(networks))
-            networks.append(fit(centred(store, other), other, folder, explainer_config(self.steps, 0)))
+            networks.append(fit(centred(store, other), other, folder, explainer_config(self.steps, seed)))
             explainer = networks[-1]
             explainer.config = replace(explainer.config, evidence="difference")
             return explainer
@@ -214,10 +216,15 @@ class Retrained(Trained):
             return store
 
         frame = randomisation_test({"difference": anew}, classifier, store, rows, self.finding)
-        patients = [str(p) for p in store.patients[rows]]
-        cells = [mean_interval(torch.tensor(frame[f"mprt_{d}"].to_numpy()), patients) for d in ("top", "half", "all")]
+        same = next(explainer for explainer in networks if explainer.classifier is classifier)
+        batch, patients = store.batch(rows), [str(p) for p in store.patients[rows]]
+        maps = [signed_maps(system, batch, self.finding) for system in (same, anew(classifier, seed=1))]
+        alike = map_similarity(*maps, batch.valid).spearman
+        left = [torch.tensor(frame[f"mprt_{depth}"].to_numpy()) for depth in ("top", "half", "all")]
         table = Table(
-            "Spearman after randomising", ("System", "top", "half", "all"), [["difference, retrained", *cells]]
+            "Spearman after randomising",
+            ("System", "top", "half", "all", "nothing, but of another seed"),
+            [["difference, retrained", *(mean_interval(values, patients) for values in (*left, alike))]],
         )
         note = f"{facts()}; {self.steps} steps each; {len(rows)} images."
         publish(table, note, self.run_folder / "retrained" / "results.md")
