@@ -105,7 +105,7 @@ def test_edit_writes_a_strip_over_the_strengths(study: Path, tmp_path: Path, cap
     assert "scan_0" not in " ".join(path.name for path in tmp_path.iterdir())
     said = capsys.readouterr().out
     assert "strength +2: cosine with the text" in said
-    assert "inverted without an encoder" in said
+    assert "not judged: without an encoder" in said
     assert len(list((study / "cache").glob("channels-*.safetensors"))) == 1
 
 

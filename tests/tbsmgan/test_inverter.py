@@ -72,6 +72,8 @@ def test_images_unlike_all_others_get_another_verdict(trained: tuple[Inverter, P
     inverter, _ = trained
     board = torch.ones(1, 1, 16, 16)
     board[..., ::2, ::2] = board[..., 1::2, 1::2] = -1
+    assert "unlike the training images" in inverter.invert(board).verdicts[0]
+    inverter = replace(inverter, familiarity=None)
     assert "not well inverted" in inverter.invert(board).verdicts[0]
     assert inverter.limits is not None
     x = inverter.gan.sample(1, psi=0.3)
@@ -102,6 +104,8 @@ def test_it_is_the_same_after_loading(gan: StyleGAN, trained: tuple[Inverter, Pa
     x = gan.sample(2, psi=1.0)
     assert torch.equal(loaded.invert(x).latents.ws, inverter.invert(x).latents.ws)
     assert (loaded.limits, loaded.config) == (inverter.limits, inverter.config)
+    assert loaded.invert(x).verdicts == inverter.invert(x).verdicts
+    assert loaded.familiarity is not None
     plain = Inverter.from_pretrained(folder / "encoder", gan)
     assert torch.equal(plain.encode(x), inverter.encode(x))
     assert plain.likeness.classifier is None

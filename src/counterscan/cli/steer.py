@@ -303,7 +303,7 @@ def _inverted(command: Edit, gan: StyleGAN, x: Tensor) -> tuple[Tensor, str]:
     middle = gan.generator.w_avg.expand(1, gan.generator.num_ws, -1)
     w = refine(gan, x, middle, config).ws
     reached = float(psnr(x, images_of(gan, w).cpu())[0])
-    return w, f"ok: inverted without an encoder, PSNR {reached:.1f} dB"
+    return w, f"not judged: without an encoder no limits are known; PSNR {reached:.1f} dB"
 
 
 def _edits(

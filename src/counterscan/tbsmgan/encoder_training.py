@@ -23,7 +23,9 @@ from counterscan.care import evaluating
 from counterscan.classify.task import LabelledRows
 from counterscan.data.splits import spaced
 from counterscan.errors import InputError
+from counterscan.familiarity import Familiarity, check_share
 from counterscan.metrics.validity import psnr, ssim
+from counterscan.nets.cnn import Classifier
 from counterscan.nets.latent_encoder import LatentEncoder, LatentEncoderConfig
 from counterscan.tbsmgan.generator import StyleGAN
 from counterscan.tbsmgan.inversion import Likeness, LikenessConfig, RefineConfig
@@ -66,8 +68,8 @@ class EncoderConfig:
         refine: what the finished inverter does after the encoder's answer.
         prior, delta, latent: weights of the objective's other terms.
         rate: Adam's learning rate.
-        trust: share of validation images whose inversion counts as good enough; what is worse than the rest of them
-            gets a verdict that says so.
+        trust: share of validation images whose inversion counts as good enough, and, where a classifier is given, which
+            count as like the training images; what is worse than the rest of them gets a verdict that says so.
 
     Raises:
         InputError: a value is out of range; names the field.
@@ -89,8 +91,7 @@ class EncoderConfig:
                 raise InputError("must not be negative", field=name)
         if not self.rate > 0:
             raise InputError("must be positive", field="rate")
-        if not 0 < self.trust <= 1:
-            raise InputError("must be above 0 and at most 1", field="trust")
+        check_share(self.trust, "trust")
 
 
 class EncoderTask(Task):
@@ -180,7 +181,8 @@ def train_encoder(
         store: images prepared as the generator's were; labels are not used.
         folder: the run folder.
         config: settings.
-        classifier: of the same images, whose features images should agree in; None leaves features out.
+        classifier: of the same images, whose features images should agree in, and in which strangers are told; None
+            leaves features out.
 
     Raises:
         InputError: a split is empty, a patient is in both, images of another size, or validation patients whom the
@@ -218,5 +220,7 @@ def train_encoder(
         psnr=float(found.psnr.quantile(1 - config.trust)) - 1.0,
         distance=max(_FARTHEST, 1.5 * float(found.distance.quantile(config.trust))),
     )
+    if isinstance(likeness.classifier, Classifier):
+        inverter.familiarity = Familiarity.fit([likeness.classifier], learn, val, config.trust)
     inverter.save_pretrained(folder / "encoder")
     return inverter

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 import counterscan
 from counterscan.errors import InputError
+from counterscan.familiarity import Familiarity, unlike
 from counterscan.files import read_json, write_json, write_text
 from counterscan.metrics.validity import psnr, ssim
+from counterscan.nets.cnn import Classifier
 from counterscan.nets.latent_encoder import LatentEncoder, LatentEncoderConfig
 from counterscan.pretrained import model_folder, reading, write_tensors
 from counterscan.tbsmgan.generator import StyleGAN
@@ -68,6 +70,8 @@ class Inverter:
         likeness: the distance that latents are refined by.
         config: of the refinement.
         limits: from validation images; None judges nothing.
+        familiarity: of images, in the features of the likeness's classifier, where it is one of ours; None takes every
+            image for one of the kind that the generator learned from.
     """
 
     gan: StyleGAN
@@ -75,6 +79,7 @@ class Inverter:
     likeness: Likeness = field(default_factory=Likeness)
     config: RefineConfig = field(default_factory=RefineConfig)
     limits: Limits | None = None
+    familiarity: Familiarity | None = None
 
     def __post_init__(self) -> None:
         self.encoder.to(self.gan.device).eval().requires_grad_(False)
@@ -108,13 +113,18 @@ class Inverter:
         images, own = torch.cat(parts), x.detach().cpu()
         reached, alike = psnr(own, images), ssim(own, images)
         away = self.encoder.standardised(latents.ws.to(self.gan.device)).square().mean(dim=(1, 2)).sqrt().double().cpu()
-        pairs = zip(reached.tolist(), away.tolist(), strict=True)
+        strange = torch.zeros(len(own))
+        if self.familiarity is not None and isinstance(self.likeness.classifier, Classifier):
+            strange = self.familiarity.strangeness([self.likeness.classifier], own)
+        each = zip(reached.tolist(), away.tolist(), strange.tolist(), strict=True)
         kept = Latents(latents.ws.cpu(), {name: maps.cpu() for name, maps in latents.noises.items()})
-        return Inversion(kept, images, reached, alike, away, tuple(self._verdict(p, d) for p, d in pairs))
+        return Inversion(kept, images, reached, alike, away, tuple(self._verdict(*numbers) for numbers in each))
 
-    def _verdict(self, reached: float, away: float) -> str:
+    def _verdict(self, reached: float, away: float, strange: float) -> str:
         if self.limits is None:
             return "not judged: no limits are known"
+        if strange > 1:
+            return f"not to be edited: {unlike(strange)}"
         if reached < self.limits.psnr:
             return f"not well inverted: PSNR {reached:.1f} dB, {self.limits.psnr:.1f} dB are usual at least"
         if away > self.limits.distance:
@@ -130,7 +140,8 @@ class Inverter:
             InputError: the folder cannot be written.
         """
         folder = Path(folder)
-        write_tensors(folder / WEIGHTS, self.encoder.state_dict())
+        familiar = self.familiarity
+        write_tensors(folder / WEIGHTS, self.encoder.state_dict() | ({} if familiar is None else familiar.tensors()))
         classifier = self.likeness.classifier
         settings = {
             "version": counterscan.__version__,
@@ -140,6 +151,7 @@ class Inverter:
             "likeness": dataclasses.asdict(self.likeness.config),
             "refine": dataclasses.asdict(self.config),
             "limits": dataclasses.asdict(self.limits) if self.limits is not None else None,
+            "familiarity": None if familiar is None else familiar.limit,
         }
         write_text(folder / "README.md", _card(self))
         write_json(folder / SETTINGS, settings)
@@ -171,10 +183,12 @@ class Inverter:
                     )
             network = LatentEncoderConfig(**settings["network"])
             encoder = LatentEncoder(network, config.size, gan.generator.num_ws, config.w_dim)
-            encoder.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+            tensors = safetensors.torch.load_file(folder / WEIGHTS)
+            familiarity = Familiarity.out_of(tensors, settings.get("familiarity"))  # earlier versions had none
+            encoder.load_state_dict(tensors)
             limits = Limits(**settings["limits"]) if settings["limits"] is not None else None
             likeness = Likeness(LikenessConfig(**settings["likeness"]), classifier)
-            return cls(gan, encoder, likeness, RefineConfig(**settings["refine"]), limits)
+            return cls(gan, encoder, likeness, RefineConfig(**settings["refine"]), limits, familiarity)
 
 
 def _card(inverter: Inverter) -> str:
