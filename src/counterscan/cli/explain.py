@@ -165,7 +165,8 @@ def _adapter_flags() -> tuple[str, Any, Any]:
     kinds = get_type_hints(AdapterConfig)
     flags = [(f.name, kinds[f.name] | None, None) for f in fields(AdapterConfig)]
     made = make_dataclass("Adapter", flags, frozen=True)
-    made.__doc__ = AdapterConfig.__doc__
+    _, _, described = (AdapterConfig.__doc__ or "").partition("\n\n")  # its attributes
+    made.__doc__ = f"Stands in for what the run recorded of its classifier; None leaves that.\n\n{described}"
     return "adapter", made, field(default_factory=made)
 
 
