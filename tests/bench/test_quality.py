@@ -303,17 +303,18 @@ def test_usefulness_by_arm(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gain", "verdict", "word"),
+    ("gain", "seeds", "verdict", "word"),
     [
-        ((0.1, 0.02, 0.2), "good", "better"),
-        ((-0.1, -0.2, -0.02), "poor", "worse"),
-        ((0.1, -0.1, 0.3), "doubtful", "not"),
+        ((0.1, 0.02, 0.2), 2, "good", "better"),
+        ((-0.1, -0.2, -0.02), 2, "poor", "worse"),
+        ((0.1, -0.1, 0.3), 2, "doubtful", "not"),
+        ((0.1, 0.02, 0.2), 1, "doubtful", "not"),  # another seed may say otherwise
     ],
 )
-def test_usefulness_in_words(gain, verdict, word):
+def test_usefulness_in_words(gain, seeds, verdict, word):
     arms = {arm: Interval(0.8, 0.7, 0.9) for arm in (REAL, BOTH)}
     gains = {BOTH: Interval(*gain)}
-    section = usefulness_section(Usefulness((FINDING,), arms, arms, gains, gains, {REAL: 5, BOTH: 9}), 50, 1)
+    section = usefulness_section(Usefulness((FINDING,), arms, arms, gains, gains, {REAL: 5, BOTH: 9}), 50, seeds)
     assert section.verdict == verdict
     assert f"is {word}" in section.said
     assert [row[0] for row in section.tables[0].rows] == [REAL, BOTH]

@@ -32,3 +32,27 @@ def test_no_finding_denies_all() -> None:
 def test_unknown_finding_is_refused() -> None:
     with pytest.raises(InputError, match="Brain Tumor"):
         SentenceReader(["Brain Tumor"])
+
+
+@pytest.mark.parametrize(
+    ("sentence", "tumor", "covid"),
+    [
+        ("Brain tumor.", 1, None),
+        ("A brain tumor in the left frontal lobe.", 1, None),
+        ("No brain tumor.", 0, None),
+        ("There is no brain tumor.", 0, None),
+        ("Possible brain tumor.", None, None),
+        ("COVID-19 pneumonia.", None, 1),
+        ("Lungs show no COVID-19 pneumonia.", None, 0),
+        ("Findings are not typical for covid 19 pneumonia.", None, 0),
+        ("Clear lungs.", None, None),
+    ],
+)
+def test_findings_without_rules_are_read_by_name(sentence: str, tumor: int | None, covid: int | None) -> None:
+    read = SentenceReader(["Brain Tumor", "COVID-19 Pneumonia"], by_name=True)(sentence)
+    assert [None if math.isnan(value) else value for value in read] == [tumor, covid]
+
+
+def test_names_leave_the_rules_own_findings_as_they_are() -> None:
+    read = SentenceReader(["Pneumothorax", "Brain Tumor"], by_name=True)("No pneumothorax, small brain tumor.")
+    assert read == (0.0, 1.0)

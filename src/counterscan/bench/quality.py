@@ -63,7 +63,7 @@ class QualityConfig:
     limits: QualityLimits = field(default_factory=QualityLimits)
     classifier: ClassifyConfig = field(default_factory=lambda: ClassifyConfig(tensorboard=False))
     usefulness: int = 0
-    seeds: int = 1
+    seeds: int = 3
     k: int = 5
     most: int = 5000
     pairs: int = 8

@@ -152,12 +152,14 @@ def usefulness_section(found: Usefulness, steps: int, seeds: int) -> Section:
     """Are they of use? By the gain in average precision of real + synthetic over real alone."""
     gain = found.ap_gain[BOTH]
     verdict: Verdict = "doubtful"
-    word = "not shown"
-    if gain.excludes(0.0):
+    word = "not shown to be better or worse"
+    if seeds > 1 and gain.excludes(0.0):
         verdict, word = ("good", "better") if gain.value > 0 else ("poor", "worse")
     least = 2.8 * (gain.high - gain.low) / 3.92  # found in 4 of 5 such trials at the 5 % level
     said = f"real + synthetic is {word} than real alone: mean AP {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
-    said += f"; a difference of {least:.3f} would be seen"
+    said += f"; a difference of {least:.3f} would be seen over patients"
+    if seeds == 1:
+        said += "; one classifier an arm does not tell it from another seed's luck"
     rows: list[list[Cell]] = [
         [arm, found.images[arm], found.auc[arm], found.auc_gain.get(arm), found.ap[arm], found.ap_gain.get(arm)]
         for arm in (REAL, SYNTHETIC, BOTH)
@@ -168,7 +170,10 @@ def usefulness_section(found: Usefulness, steps: int, seeds: int) -> Section:
         "on the same images. With equal steps real alone repeats its images: it is the control for their number."
     )
     table = Table("Usefulness", ("Trained on", "Images", "AUC", "Gain", "AP", "Gain in AP"), rows, note, digits=3)
-    rule = "Good: the 95 % interval of the gain in mean AP lies above 0. Poor: below. Doubtful: it is not shown."
+    rule = (
+        "Good: with two classifiers an arm or more, the 95 % interval over patients of the gain in mean AP lies above "
+        "0. Poor: below. Doubtful: it is not shown. How classifiers differ between seeds is not in it: see the study."
+    )
     return Section("Usefulness", verdict, said, rule, (table,), found.left_out)
 
 

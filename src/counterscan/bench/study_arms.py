@@ -1,7 +1,7 @@
 """The arms of a study: the same network, number of steps and batch size; only what the batches hold differs.
 
 * "real": training images as they are. "classic": random views of them, as all further arms have.
-* mixed: a fixed part of each batch is synthetic (or real again), with half the weight in the loss.
+* mixed: a fixed part of each batch is synthetic (or real again), with a weight of its own in the loss.
 * only: nothing but synthetic images.
 * pretrain: synthetic images alone for the first steps, then real ones alone, within the same number of steps.
 

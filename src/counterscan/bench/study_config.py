@@ -21,6 +21,7 @@ from counterscan.data.findings import canonical_name
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.files import write_text
+from counterscan.tbsmgan.gate import GateConfig
 from counterscan.text.views import VIEWS
 
 Profile = Literal["quick", "paper", "full"]
@@ -206,6 +207,9 @@ class StudyConfig:
         for name in (*counts, "encoder_steps", "tagger_steps", "filler_steps"):
             if getattr(self, name) < 1:
                 raise InputError("must be at least 1", field=name)
+        GateConfig(sure=self.sure, off=self.off)  # refuses what the gate would, before hours are spent
+        if self.auc_steps < 0 or self.rarity < 0:
+            raise InputError("must not be negative", field="auc_steps" if self.auc_steps < 0 else "rarity")
         for name in ("weight", "psi", "pretrain"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError("must be above 0 and at most 1", field=name)

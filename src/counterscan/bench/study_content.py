@@ -143,7 +143,8 @@ def _joined(parts: Sequence[Made]) -> Made:
 
 
 def make(study: Study, content: Content, view: str, number: int) -> None:
-    """Make a content unless it is there; an interrupted one goes on."""
+    """Make a content unless it is there; an interrupted one goes on where edits are judged one by one, and starts anew
+    else."""
     folder = folder_of(study, content, view, number)
     if (folder / _ABOUT).is_file():
         return

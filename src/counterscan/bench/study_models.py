@@ -89,7 +89,8 @@ class Study:
 
 
 def fit_verifier(study: Study, number: int) -> Classifier:
-    """One of the classifiers that judge edits; never seen by text-image model, generator or arm."""
+    """One of the classifiers that judge edits. The first also watches the generator's training and gives the encoder's
+    features, so its opinion of edits is a friendly one; no arm and no text-image model has seen any."""
     folder = study.out / "verifiers" / str(number)
     config = ClassifyConfig(
         ClassifierConfig(widths=_VERIFIER_WIDTHS),

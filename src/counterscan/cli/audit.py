@@ -37,7 +37,7 @@ class _Audit:
     return (N, D); --features-adapter says what they take."""
     usefulness: int = 0
     """Steps of small classifiers on real, synthetic and both, tested on real images; 0 leaves this out."""
-    seeds: int = 1
+    seeds: int = 3
     """Classifiers for each of these."""
     steps: int = 500
     """Steps of the classifier that gives features and judges labels, if it is trained here."""

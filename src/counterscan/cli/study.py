@@ -57,7 +57,8 @@ class StudyOptions:
     def given(self, *names: str) -> dict[str, Any]:
         """Those settings of the protocol that were given, these further ones of a subclass included."""
         asked = ("arms", "views", "shares", "seeds", "steps", "synthetic", "gan_steps", "method", "bodies", *names)
-        return {name: value for name in asked if (value := getattr(self, name))}
+        values = {name: getattr(self, name) for name in asked}
+        return {name: v for name, v in values.items() if v is not None and v is not False and v != ()}
 
     def synthetic_images(self, store: PreparedStore) -> PreparedStore | None:
         """Those of the arm "given", on the store's grid."""

@@ -8,6 +8,7 @@ probability, within [.05, .95], for losses that take soft ones.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -280,6 +281,9 @@ class _Run:
             image = f"images/edit-{number:06d}.png"
             labels = bodies.labels[at].clone()
             labels[column] = float(judged.sign > 0)
+            for name in edited.prompt.also:  # may have come or gone with it: the gate did not ask
+                if name in self.gan.findings:
+                    labels[self.gan.findings.index(name)] = math.nan
             soft = float(judged.after[at].clamp(LEAST, MOST))
             shown = [f for f, v in zip(self.gan.findings, labels.tolist(), strict=True) if v > 0.5]
             facts = facts_of(

@@ -24,34 +24,35 @@ def split_clauses(hits: Sequence[Hit]) -> list[list[Hit]]:
 
     A clause ends before "but", "however", "there is" ..., and before the last "and" or comma that stands between two
     verbs: "the effusion is small and | the pneumothorax has resolved". A negation at the start counts as a verb:
-    "no pneumothorax and | the effusion is unchanged". "Is seen" does not: "no effusion or pneumothorax is seen".
+    "no pneumothorax and | the effusion is unchanged". "Is seen" counts for a single item, "no effusion, | edema is
+    seen", and not for a list: "no effusion or pneumothorax is seen", "no effusion, edema, nodule is seen".
 
     Returns:
         Clauses in order; the words that cut are left out.
     """
     clauses: list[list[Hit]] = [[]]
-    verb_seen, link = False, -1
+    verb_seen, link, links = False, -1, 0
     for hit in hits:
         clause = clauses[-1]
         if is_role(hit, "break"):
             clauses.append([])
-            verb_seen, link = False, -1
+            verb_seen, link, links = False, -1, 0
             continue
         if is_role(hit, "relative"):
-            verb_seen, link = False, -1
+            verb_seen, link, links = False, -1, 0
         elif is_role(hit, "and", "comma"):
             if verb_seen and link != len(clause) - 1:  # ", and" cuts at the comma
-                link = len(clause)
+                link, links = len(clause), links + 1
         elif is_role(hit, "or"):
             link = -1
-        elif is_verb(hit):
+        elif is_verb(hit) or (is_role(hit, "shown") and links == 1 and _has_subject(clause[: max(link, 0)])):
             if verb_seen and link >= 0 and _has_subject(clause[link:]):
                 clauses[-1], rest = clause[:link], clause[link:]
                 while rest and is_role(rest[0], "and", "comma"):
                     rest.pop(0)
                 clauses.append(rest)
                 clause = rest
-            verb_seen, link = True, -1
+            verb_seen, link, links = True, -1, 0
         elif hit.rule.kind == "assertion" and hit.rule.effect in ("negated", "doubt") and hit.rule.forward:
             verb_seen = True
         clause.append(hit)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from counterscan.text.aggregate import label
 from counterscan.text.language import is_english
 from counterscan.text.mentions import Dropped, Finding, read_sentence
 from counterscan.text.normalise import normalise
-from counterscan.text.rules import load_rules
+from counterscan.text.rules import Rule, load_rules
 from counterscan.text.scan import Hit, Scanner
 from counterscan.text.sections import Section, find_sections
 from counterscan.text.sentences import find_sentences, unwrap
@@ -106,9 +108,20 @@ class Extractor:
         closure: bool = False,
     ) -> None:
         paths = [rules] if isinstance(rules, (str, Path)) else list(rules or ())
-        self._scanner = Scanner(load_rules(paths))
+        self._rules = load_rules(paths)
+        self._scanner = Scanner(self._rules)
         self.impression_wins = impression_wins
         self.closure = closure
+
+    def with_names(self, names: Sequence[str]) -> Extractor:
+        """The same, which also reads findings that no rule speaks of by their names; they are among ``findings`` of an
+        ``Extraction``, and not among its ``labels``."""
+        known = {finding for rule in self._rules for finding in rule.findings}
+        new = [Rule("finding", f"named {name}", (_phrase(name),), (name,)) for name in names if name not in known]
+        other = copy.copy(self)
+        other._rules = (*self._rules, *new)
+        other._scanner = Scanner(other._rules)
+        return other
 
     def __call__(self, report: str | None) -> Extraction:
         """Read one report.
@@ -170,3 +183,8 @@ class Extractor:
         return (
             np.stack([self(report).vector() for report in reports]) if len(reports) else np.zeros((0, 14), np.float32)
         )
+
+
+def _phrase(name: str) -> str:
+    """A name as a phrase of a rule, in which a blank stands for a hyphen as well."""
+    return " ".join(map(re.escape, re.split(r"[\s-]+", normalise(name).strip().lower())))

@@ -23,7 +23,7 @@ from counterscan.errors import InputError
 OTHER = "Other"
 STATUSES = ("present", "absent", "uncertain")
 EFFECTS = ("doubt", "negated", "uncertain", "dropped", "suggests")
-ROLES = ("break", "stop", "verb", "seen", "and", "or", "place", "relative")
+ROLES = ("break", "stop", "verb", "shown", "seen", "and", "or", "place", "relative")
 PACKAGED = Path(__file__).parent / "rules"
 _FILES = ("findings", "ignore", "structures", "assertions", "modifiers", "grammar")
 

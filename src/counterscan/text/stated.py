@@ -17,7 +17,7 @@ class SentenceReader:
         findings: K names that the rules know.
         extractor: with a hospital's own rules; by default the packaged ones.
         by_name: take findings beyond CheXpert's observations too: as the rules read them or, where they have no words
-            for one, by its name, denied in a sentence that begins with "no". Without it they are refused.
+            for one, by its name. Without it they are refused.
 
     Raises:
         InputError: a finding that is no observation of CheXpert.
@@ -27,6 +27,7 @@ class SentenceReader:
         self.findings, self.extractor, self.by_name = tuple(findings), extractor or Extractor(), by_name
         self._seen: dict[str, tuple[float, ...]] = {}
         if by_name:
+            self.extractor = self.extractor.with_names(self.findings)
             return
         known = self.extractor("").labels
         for name in self.findings:
@@ -49,8 +50,4 @@ class SentenceReader:
         if self.by_name:
             for found in read.findings:
                 labels.setdefault(found.name, {"present": 1.0, "absent": 0.0}.get(found.status, math.nan))
-            low = sentence.lower()
-            for name in self.findings:
-                if name not in labels and name.lower() in low:
-                    labels[name] = float(not low.startswith("no "))
         return tuple(value if (value := labels.get(name, math.nan)) in (0, 1) else math.nan for name in self.findings)
