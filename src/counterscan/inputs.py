@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -70,3 +72,10 @@ def check_device(device: str, field: str = "device") -> None:
     except (RuntimeError, AssertionError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{device!r} cannot be used ({said})", field=field, remedy="Use cpu") from None
+
+
+def device_of(module: Any) -> torch.device:
+    """Where a module, or the one whose method this is, computes; the CPU for functions and modules without weights."""
+    module = getattr(module, "__self__", module)
+    tensors = (*module.parameters(), *module.buffers()) if isinstance(module, nn.Module) else ()
+    return next((x.device for x in tensors), torch.device("cpu"))

@@ -72,6 +72,21 @@ def test_bad_files_and_lines_are_explained(tmp_path):
         results.append({"id": 1, "x": 2, "y": 3})
 
 
+@pytest.mark.parametrize("content", [b"x,y\n1,2\n3,4", b"no line ends here", b"\x89PNG\r\n\x1a\nbytes\nand more"])
+def test_files_of_somebody_else_stay_as_they_are(tmp_path, content):
+    (tmp_path / "theirs").write_bytes(content)
+    with pytest.raises(InputError, match="has the columns"):
+        ResultsFile(tmp_path / "theirs")
+    assert (tmp_path / "theirs").read_bytes() == content
+
+
+def test_torn_headings_are_written_again(tmp_path):
+    (tmp_path / "results.csv").write_bytes(b"id,find")
+    with ResultsFile(tmp_path / "results.csv") as results:
+        assert not results.done
+    assert (tmp_path / "results.csv").read_text().startswith("id,finding,direction,")
+
+
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     path = tmp_path / "results.csv"
     with ResultsFile(path) as results:

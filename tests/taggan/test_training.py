@@ -14,7 +14,7 @@ from counterscan.counterpart import Query, StudyBatch
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.metrics.localisation import pixel_average_precision
-from counterscan.nets.cnn import ClassifierConfig
+from counterscan.nets.cnn import Classifier, ClassifierConfig
 from counterscan.taggan import NetworkConfig, TagGAN, TagGANConfig, fit
 from counterscan.training import read_metrics
 from tests.taggan.blobs import FINDINGS, BlobClassifier, blob_store
@@ -109,6 +109,25 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     second = fit(store, tmp_path, settings, classifiers=[BlobClassifier()])
     assert first.checkpoint == second.checkpoint
     assert (tmp_path / "metrics.jsonl").read_bytes() == lines
+
+
+def test_what_counts_after_the_training_and_its_length_may_change(tmp_path: Path) -> None:
+    store, settings = blob_store(), config(4)
+    fit(store, tmp_path, settings, classifiers=[BlobClassifier()])
+    longer = replace(settings, percentile=90.0, training=replace(settings.training, steps=6, log_every=1))
+    assert fit(store, tmp_path, longer, classifiers=[BlobClassifier()]).rules[FINDINGS[0]].percentile == 90.0
+
+
+def test_a_run_is_not_taken_up_with_other_splits_labels_or_classifiers(tmp_path: Path) -> None:
+    store, settings = blob_store(), config(2)
+    fit(store, tmp_path, settings, classifiers=[BlobClassifier()])
+    moved = blob_store()
+    patients = [int(name[1:]) for name in moved.patients]
+    moved.split = np.array(["val" if patient % 4 == 1 else "train" for patient in patients])
+    with pytest.raises(InputError, match="division"):
+        fit(moved, tmp_path, settings, classifiers=[BlobClassifier()])
+    with pytest.raises(InputError, match="classifiers"):
+        fit(store, tmp_path, settings, classifiers=[Classifier(ClassifierConfig(widths=(4,)), store.findings)])
 
 
 def resplit(store: PreparedStore, names: list[str]) -> PreparedStore:

@@ -60,6 +60,8 @@ def test_keeps_the_latest_and_the_named(tmp_path: Path) -> None:
     assert kept.steps() == [2, 10]
     assert kept.path("best").exists()
     assert Checkpoints(tmp_path, keep=2).newest() == kept.path(10)
+    assert list(tmp_path.glob(".*"))  # whoever reads leaves alone what another process may be writing
+    kept.clear()
     assert not list(tmp_path.glob(".*"))
 
 

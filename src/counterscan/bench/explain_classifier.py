@@ -12,6 +12,7 @@ from counterscan.bench.subjects import rows_of
 from counterscan.care import evaluating
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
+from counterscan.inputs import device_of
 from counterscan.nets.cnn import Classifier
 from counterscan.training.checkpoint import weights_digest
 
@@ -97,13 +98,6 @@ def agreement_on_negatives(
     judge = Reading(oracle, finding, calibrated=True, field="oracle")
     negative = chosen[reading.of(store, chosen) < reading.threshold]
     return int((judge.of(store, negative) < judge.threshold).sum()), len(negative)
-
-
-def device_of(module: Any) -> torch.device:
-    """Where a module, or the one whose method this is, computes; the CPU for functions and modules without weights."""
-    module = getattr(module, "__self__", module)
-    tensors = (*module.parameters(), *module.buffers()) if isinstance(module, nn.Module) else ()
-    return next((x.device for x in tensors), torch.device("cpu"))
 
 
 def called_positive(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from counterscan.bench.explain_classifier import device_of, without
+from counterscan.bench.explain_classifier import without
 from counterscan.bench.explain_stability import Factory
 from counterscan.care import Care
 from counterscan.classify import AdaptedClassifier
@@ -20,6 +20,7 @@ from counterscan.counterpart import Counterpart, Query, StudyBatch, System
 from counterscan.data.splits import spaced
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
+from counterscan.inputs import device_of
 from counterscan.medxgan import MedXGAN
 from counterscan.medxgan.published import PublishedMedXGAN
 from counterscan.peers.autoencoder import AutoencoderConfig, AutoencoderShape, train_autoencoder

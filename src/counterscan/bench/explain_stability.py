@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from counterscan.bench.explain_classifier import device_of
 from counterscan.bench.explaining import Probe, Systems, on_device, seeds_of, stray_share
 from counterscan.bench.subjects import image_names, patient_names, rows_of, study_batch
 from counterscan.counterpart import Query, StudyBatch, System
 from counterscan.data.store import PreparedStore
+from counterscan.inputs import device_of
 from counterscan.metrics import stability
 
 Factory = Callable[[nn.Module], System]

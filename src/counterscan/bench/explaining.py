@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from counterscan.bench.evaluation import FIGURES, Evaluation, Kept, Part
-from counterscan.bench.explain_classifier import Reading, called_positive, device_of, oracle_reading
+from counterscan.bench.explain_classifier import Reading, called_positive, oracle_reading
 from counterscan.bench.explain_tables import EXPLAINED, THEMSELVES, ExplainerEvaluation, Realism
 from counterscan.bench.localise import NativeMasks, evaluate_systems
 from counterscan.bench.subjects import image_names, rows_of
@@ -29,6 +29,7 @@ from counterscan.counterpart import Counterpart, Query, StudyBatch, System
 from counterscan.data.splits import spaced
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
+from counterscan.inputs import device_of
 from counterscan.medxgan.attribution import LEAST_RISE
 from counterscan.metrics import faithfulness, stability, validity
 from counterscan.metrics.intervals import RESAMPLES

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from counterscan.bench.explain_classifier import device_of
 from counterscan.bench.quality_card import QualityCard, QualityLimits, Section
 from counterscan.bench.quality_copies import Pair, memorisation, neighbours
 from counterscan.bench.quality_page import Picture, write_quality_page
@@ -31,6 +30,7 @@ from counterscan.classify import ClassifyConfig, train_classifier
 from counterscan.data.store import PreparedStore
 from counterscan.errors import InputError
 from counterscan.files import write_text
+from counterscan.inputs import device_of
 from counterscan.metrics.intervals import RESAMPLES
 from counterscan.metrics.memorisation import thumbnails
 from counterscan.metrics.realism import InDomainFeatures, features_of

@@ -80,7 +80,8 @@ def learning_rows(
 def describe_data(store: PreparedStore, config: ClassifyConfig) -> dict[str, Any]:
     """What a run's config.yaml says of its images; becomes ``Classifier.trained_on``."""
     recipe = store.recipe.to_dict() if store.recipe is not None else None
-    return {"size": store.size, "content": store.content, "recipe": recipe, "blank": config.blank}
+    about = {"size": store.size, "content": store.content, "division": store.division}
+    return about | {"recipe": recipe, "blank": config.blank}
 
 
 def conclude(

@@ -105,14 +105,14 @@ class GanTrain:
         )
         loop = replace(
             base.training,
-            batch_size=self.batch_size or base.training.batch_size,
+            batch_size=base.training.batch_size if self.batch_size is None else self.batch_size,
             precision=self.precision or base.training.precision,
             threads=self.threads,
             device=self.device,
             seed=self.seed,
         )
         config = replace(base, training=loop, objective=objective, findings=self.findings, conditional=self.conditional)
-        steps = self.steps or loop.steps
+        steps = loop.steps if self.steps is None else self.steps
         if self.minutes is not None:
             # An interrupted run goes on to the end it had set itself.
             steps = _steps_before(self.out) or steps_in(self.minutes, store, config)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ A store is a folder:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 from collections.abc import Callable, Mapping, Sequence
@@ -278,6 +279,14 @@ class PreparedStore:
             bits = np.unpackbits(self._valid.take(self._slot[at[own]]), axis=1, count=self.size * self.size)
             valid[own] = bits.reshape(-1, self.size, self.size).astype(bool)
         return torch.from_numpy(valid).unsqueeze(1)
+
+    @property
+    def division(self) -> str:
+        """Digest of the rows' patients, splits and labels: what a training depends on beside ``content``."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.labels, dtype=np.float32).tobytes())
+        for patient, part in zip(self.patients.tolist(), self.split.tolist(), strict=True):
+            digest.update(f"{patient}\0{part}\0".encode())
+        return digest.hexdigest()[:16]
 
     def batch(self, indices: Indices = None) -> StudyBatch:
         """Images, labels and valid pixels of some rows, as the systems take them."""

@@ -257,6 +257,7 @@ def train_generator(
         "finding": finding,
         "classifier": weights_digest(classifier),
         "content": store.content,
+        "division": store.division,
         "networks": plain(networks),
         "objective": plain(objective),
     }

@@ -17,7 +17,7 @@ from counterscan.counterpart import Query
 from counterscan.data.splits import spaced
 from counterscan.errors import InputError
 from counterscan.familiarity import Familiarity, check_share
-from counterscan.inputs import findings_of
+from counterscan.inputs import device_of, findings_of
 from counterscan.medxgan.explain_config import ExplainConfig, convinced
 from counterscan.medxgan.explainer import Limits, MedXGAN
 from counterscan.medxgan.inversion import RefineConfig
@@ -27,7 +27,7 @@ from counterscan.medxgan.witness import WitnessConfig, train_witnesses
 from counterscan.metrics.validity import psnr
 from counterscan.nets.layout import channels_last
 from counterscan.training import BalancedSampler, TrainConfig, finding_groups, load_weights, seed_everything, train
-from counterscan.training.config import plain
+from counterscan.training.config import shaping
 
 if TYPE_CHECKING:
     from counterscan.data.store import PreparedStore
@@ -115,7 +115,13 @@ def fit(
         config.training,
         folder,
         sampler=BalancedSampler(groups, config.training.batch_size, config.training.seed),
-        settings={"kind": "medxgan", "findings": findings, "content": store.content, "medxgan": plain(config)},
+        settings={
+            "kind": "medxgan",
+            "findings": findings,
+            "content": store.content,
+            "division": store.division,
+            "medxgan": shaping(config, "explain", "trust"),
+        },
     )
     witnesses = train_witnesses(
         LabelledRows(learn, called),
@@ -143,7 +149,7 @@ def _assembled(
     classifier's calls, limits from its validation rows."""
     networks = MedXGANNetworks(config.networks, called.shape[1])
     info = load_weights(folder, {"networks": networks}, "last")
-    place = next((x.device for x in (*classifier.parameters(), *classifier.buffers())), torch.device("cpu"))
+    place = device_of(classifier)
     channels_last(networks).to(place)  # training may have brought the classifier to a GPU
     explainer = MedXGAN(
         networks,

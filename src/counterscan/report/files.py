@@ -86,7 +86,7 @@ def write_outputs(
             handle.write(content)
 
     if "nifti" in formats:
-        for kind in ("map", "evidence"):
+        for kind in ("map", "evidence", "uncertainty"):
             if kind in arrays:
                 put(kind, f"_{kind}.nii.gz", _nifti(arrays[kind], geometry, counterpart))
     if "npz" in formats:
@@ -122,6 +122,8 @@ def _arrays(
         planes["counterpart"] = healed.float()
     if counterpart.mask is not None:
         planes["mask"] = place(counterpart.mask)
+    if "uncertainty" in counterpart.extras:
+        planes["uncertainty"] = place(counterpart.extras["uncertainty"]).float()
     return {kind: plane[0].numpy() for kind, plane in planes.items()}, image
 
 

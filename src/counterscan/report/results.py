@@ -91,21 +91,23 @@ class ResultsFile:
             raise
 
     def _read(self) -> set[tuple[str, ...]]:
-        """Drop a torn last line, write or check the headings, and list the answers."""
-        content = self.path.read_bytes()
+        """Check or write the headings, drop a torn last line, and list the answers. What is not ours stays as it is."""
+        content, headings = self.path.read_bytes(), _line(self.columns)
         whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.ftruncate(self._descriptor, len(whole))
-        if not whole:
-            os.write(self._descriptor, _line(self.columns))
-            return set()
-        rows = csv.DictReader(io.StringIO(whole.decode("utf-8", errors="replace"), newline=""))
-        if tuple(rows.fieldnames or ()) != self.columns:
+        ours = headings.startswith(content) if not whole else whole.splitlines()[0] == headings.splitlines()[0]
+        if not ours:
+            found = content[:200].decode("utf-8", errors="replace").splitlines()[0]
             raise InputError(
-                f"has the columns {', '.join(rows.fieldnames or ())}, not {', '.join(self.columns)}",
+                f"has the columns {found}, not {', '.join(self.columns)}",
                 path=self.path,
                 remedy="Move it away, or write to another folder",
             )
+        if len(whole) < len(content):
+            os.ftruncate(self._descriptor, len(whole))
+        if not whole:
+            os.write(self._descriptor, headings)
+            return set()
+        rows = csv.DictReader(io.StringIO(whole.decode("utf-8", errors="replace"), newline=""))
         return {tuple(row[name] or "" for name in self.key) for row in rows}
 
     def __contains__(self, key: tuple[str, ...]) -> bool:

@@ -116,7 +116,9 @@ def stream(
     mine = islice(iter(items), rank, None, world)
     queries = [Query(finding, direction) for finding in findings]
     if settings is not None:
-        _same_settings(out / "settings.json", {_folder(query): plain(settings(query.finding)) for query in queries})
+        written = {"formats": sorted(formats)}
+        asked = {_folder(query): plain(settings(query.finding)) | written for query in queries}
+        _same_settings(out / "settings.json", asked)
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(2))
         results = stack.enter_context(ResultsFile(out / "results.csv", key=("id", "finding", "direction")))

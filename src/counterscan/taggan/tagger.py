@@ -196,7 +196,7 @@ class TagGAN:
                 )
             answers.append(
                 Counterpart(
-                    image=batch.images[i],
+                    image=batch.images[i].cpu(),
                     evidence=evidence[i].cpu(),
                     counterpart=healed[i].cpu(),
                     mask=None if mask is None else mask.cpu(),
@@ -213,9 +213,10 @@ class TagGAN:
         return answers
 
     def evidence(self, maps: Tensor, images: Tensor, valid: Tensor | None = None) -> Tensor:
-        """|M| of images, smoothed and spread as ``care`` says, 0 on padding; same shape."""
-        evidence = tidy(maps.abs(), images, self.care)
-        return evidence * valid if valid is not None else evidence
+        """|M| of images within the valid pixels, smoothed and spread as ``care`` says, 0 on padding; same shape."""
+        if valid is None:
+            return tidy(maps.abs(), images, self.care)
+        return tidy((maps * valid).abs(), images, self.care) * valid
 
     def calibrate(self, store: PreparedStore, rows: Sequence[int] | Any, **settings: Any) -> None:
         """Set every finding's mask rule on the rows that lack it; ``settings`` go to ``masks.calibrate``."""

@@ -17,13 +17,15 @@ from counterscan.classify.task import LabelledRows
 from counterscan.errors import InputError
 from counterscan.familiarity import Familiarity, check_share
 from counterscan.files import write_json
+from counterscan.inputs import device_of, findings_of
 from counterscan.nets.cnn import Classifier
 from counterscan.taggan.model import MapGenerator, NetworkConfig
 from counterscan.taggan.objective import ObjectiveConfig, TagGANTask
 from counterscan.taggan.selection import LabelOnlySelection
 from counterscan.taggan.tagger import VIEWS, TagGAN
 from counterscan.training import BalancedSampler, TrainConfig, finding_groups, load_weights, seed_everything, train
-from counterscan.training.config import plain
+from counterscan.training.checkpoint import weights_digest
+from counterscan.training.config import shaping
 
 if TYPE_CHECKING:
     from counterscan.data.store import PreparedStore
@@ -74,6 +76,18 @@ class TagGANConfig:
 
     def __post_init__(self) -> None:
         check_share(self.trust, "trust")
+        if not 0 <= self.percentile <= 100:
+            raise InputError(f"{self.percentile} must be between 0 and 100", field="percentile")
+        if not 0 <= self.min_area < 1:
+            raise InputError(f"{self.min_area} must be at least 0 and below 1", field="min_area")
+        if self.classifiers < 1:
+            raise InputError(f"{self.classifiers} must be at least 1", field="classifiers")
+        if self.classifier.findings:
+            raise InputError(
+                "maps are learned of all findings of the store, and so must the classifier's scores be",
+                field="classifier.findings",
+                remedy="Leave it out; to learn fewer, prepare a table that has only these",
+            )
 
 
 def fit(
@@ -92,11 +106,27 @@ def fit(
         classifiers: ready classifiers for the store's findings instead of new ones.
 
     Raises:
-        InputError: a finding has one class only, a split is empty, or a patient is in both.
+        InputError: a finding has one class only, a split is empty, a patient is in both, or ready classifiers do not
+            have the store's findings in its order.
     """
     config, folder = config or TagGANConfig(), Path(folder)
+    for classifier in classifiers or ():
+        if (known := findings_of(classifier)) != store.findings:
+            raise InputError(
+                f"one knows {', '.join(known)}, the store has {', '.join(store.findings)}",
+                field="classifiers",
+                remedy="Give classifiers of the same findings in the same order",
+            )
     learn, val = store.parts("train", "val")
     groups, meaning = _groups(learn, config.training.batch_size)
+    for column, finding in enumerate(store.findings):
+        if not (val.labels[:, column] == 0).any():
+            raise InputError(
+                "no validation image is without it, which masks and the choice of a checkpoint need",
+                path=store.folder,
+                field=finding,
+                remedy="Move some such patients to the split val",
+            )
     if classifiers is None:
         seeds = [config.classifier.seed + k for k in range(config.classifiers)]
         classifiers = [
@@ -115,7 +145,14 @@ def fit(
         config.training,
         folder,
         sampler=BalancedSampler(groups, config.training.batch_size, config.training.seed),
-        settings={"kind": "taggan", "findings": store.findings, "content": store.content, "taggan": plain(config)},
+        settings={
+            "kind": "taggan",
+            "findings": store.findings,
+            "content": store.content,
+            "division": store.division,
+            "classifiers": [weights_digest(classifier)[:16] for classifier in classifiers],
+            "taggan": shaping(config, "care", "percentile", "min_area", "trust"),
+        },
     )
     tagger = from_run(folder, store, config, classifiers)
     chosen = load_weights(folder, {})
@@ -142,6 +179,8 @@ def from_run(
     """
     generator = MapGenerator(config.networks, len(store.findings))
     info = load_weights(folder, {"map": generator}, which)
+    if classifiers:  # training may have brought them to a GPU
+        generator.to(device_of(classifiers[0]))
     tagger = TagGAN(
         [generator],
         store.findings,

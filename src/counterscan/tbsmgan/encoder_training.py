@@ -32,7 +32,7 @@ from counterscan.tbsmgan.inversion import Likeness, LikenessConfig, RefineConfig
 from counterscan.tbsmgan.inverter import Inverter, Limits
 from counterscan.training import Context, Task, TrainConfig, load_weights, seed_everything, train
 from counterscan.training.checkpoint import weights_digest
-from counterscan.training.config import plain
+from counterscan.training.config import shaping
 
 if TYPE_CHECKING:
     from counterscan.data.store import PreparedStore
@@ -208,7 +208,8 @@ def train_encoder(
         "kind": "stylegan-encoder",
         "generator": weights_digest(gan.generator),
         "content": store.content,
-        "encoder": plain(config),
+        "division": store.division,
+        "encoder": shaping(config, "refine", "trust"),
     }
     images = LabelledRows(learn, np.zeros((len(learn), 0), dtype=np.float32))
     train(task, images, config.training, folder, settings=settings)

@@ -101,8 +101,11 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
-        for leftover in folder.glob(".*.part"):
-            leftover.unlink()
+
+    def clear(self) -> None:
+        """Drop what a killed run left half written; for the run that holds the folder's lock, and nobody else."""
+        for leftover in self.folder.glob(".*.part"):
+            leftover.unlink(missing_ok=True)
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, rising."""

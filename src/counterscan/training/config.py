@@ -92,6 +92,7 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, name, "must not be negative")
         for name, choices in CHOICES.items():
             _require(getattr(self, name) in choices, name, f"must be one of {', '.join(choices)}")
+        _require(0 <= self.seed < 2**32, "seed", "must be at least 0 and below 2^32")
         _require(self.ema_half_life > 0, "ema_half_life", "must be positive")
         _require(0 <= self.final_factor <= 1, "final_factor", "must be between 0 and 1")
         _require(self.grad_clip is None or self.grad_clip > 0, "grad_clip", "must be positive, or none")
@@ -176,6 +177,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def shaping(config: Any, *after: str) -> dict[str, Any]:
+    """A run's settings in plain values, for ``train``'s ``settings``: without its ``training``, which the loop keeps
+    itself, and without those named, which count only after the training and may change."""
+    return {name: value for name, value in plain(config).items() if name not in ("training", *after)}
 
 
 def changes(before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:

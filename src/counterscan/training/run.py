@@ -49,6 +49,8 @@ class Run:
         self.averages = {name: EMA(task.modules[name], config.ema_half_life, config.ema_ramp) for name in task.ema}
         self.ctx = Context(task, config, world, self.averages, feed)
         self.checkpoints = Checkpoints(folder / "checkpoints", config.keep)
+        if world.main:
+            self.checkpoints.clear()
         found = self.checkpoints.set_damaged_aside() if world.main else None
         latest = self._from_main(-1 if found is None else found)
         window = self._restore(latest) if latest >= 0 else {}
