@@ -23,6 +23,7 @@ from counterscan.report.cases import Case, Picks, pick_cases
 from counterscan.report.page import write_report
 from counterscan.report.tables import Cell, Table
 from counterscan.taggan import TagGAN
+from counterscan.taggan.masks import MaskRule
 from counterscan.training import read_metrics
 
 LIMITS = (
@@ -163,7 +164,7 @@ def _systems(tagger: TagGAN, store: PreparedStore, finding: str, ig_steps: int) 
     systems: dict[str, System] = {tagger.name: tagger}
     if tagger.classifier is None:
         return systems
-    column = store.findings.index(finding)
+    column, rule = store.findings.index(finding), tagger.rules.get(finding) or MaskRule(0.0)
     prior = lesion_rows(store, "train", finding)
     return systems | first_peers(
         tagger.classifier,
@@ -175,6 +176,8 @@ def _systems(tagger: TagGAN, store: PreparedStore, finding: str, ig_steps: int) 
         ig_steps=ig_steps,
         location_rows=prior if len(prior) else None,
         location_smoothing=tagger.care.smoothing,
+        percentile=rule.percentile,
+        min_area=rule.min_area,
     )
 
 

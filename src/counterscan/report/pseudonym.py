@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
 import secrets
 from pathlib import Path
-
-from counterscan.files import atomic_write
 
 VARIABLE = "COUNTERSCAN_KEY"
 
@@ -24,9 +23,13 @@ def secret_key() -> bytes:
     base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     path = base / "counterscan" / "key"
     if not path.exists():
-        with atomic_write(path, "w") as handle:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = path.with_name(f".key.{os.getpid()}")
+        with os.fdopen(os.open(made, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w") as handle:
             handle.write(secrets.token_hex(32))
-        path.chmod(0o600)
+        with contextlib.suppress(FileExistsError):  # of several processes all take the first one's
+            os.link(made, path)
+        made.unlink()
     return path.read_text(encoding="utf-8").strip().encode()
 
 
