@@ -43,7 +43,7 @@ from counterscan.medxgan import ExplainConfig, MedXGAN
 from counterscan.medxgan.published import PublishedConfig, PublishedMedXGAN
 from counterscan.medxgan.training import MedXGANConfig, fit
 from counterscan.nets.cnn import ClassifierConfig
-from counterscan.training.config import plain
+from counterscan.training.config import changes, plain
 
 ORACLE = ClassifierConfig(widths=(24, 48, 96), pool="gap")  # wider, shallower, and pooled otherwise
 _TIMED = (10, 40)  # steps of two trainings of the published recipe, from whose difference the time of one is told
@@ -172,13 +172,12 @@ def one_run(options: Options, run: int) -> tuple[int, dict[str, float]]:
 
 def same_training(options: Options, store: PreparedStore, folder: Path) -> None:
     """Note what the networks of a run are trained from, the first time; later it must be the same."""
-    now = plain({name: getattr(options, name) for name in _TRAINED} | {"content": store.content})
-    noted = folder / "trained.json"
+    images = {"content": store.content, "division": store.division}
+    now, noted = plain({name: getattr(options, name) for name in _TRAINED} | images), folder / "trained.json"
     if not noted.exists():
         write_json(noted, now)
-    elif (before := read_json(noted)) != now:
-        other = ", ".join(name for name in now if now[name] != before.get(name))
-        raise InputError("its networks were trained otherwise", path=folder, field=other, remedy="Give another --out")
+    for name, _, _ in changes(read_json(noted), now):
+        raise InputError("its networks were trained otherwise", path=folder, field=name, remedy="Give another --out")
 
 
 def as_now(run: Path, config: ExplainConfig | None = None) -> MedXGAN:

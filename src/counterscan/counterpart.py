@@ -12,6 +12,8 @@ from torch import Tensor
 from counterscan.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from counterscan.data.geometry import Geometry
 
 Direction = Literal["remove", "add"]
@@ -157,6 +159,11 @@ class StudyBatch:
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
+
+    def to(self, device: torch.device | str) -> StudyBatch:
+        """With images and valid pixels where a system computes."""
+        valid = None if self.valid is None else self.valid.to(device)
+        return replace(self, images=self.images.to(device), valid=valid)
 
     def rows(self, rows: slice) -> StudyBatch:
         """Some of the images, with what is known of them."""

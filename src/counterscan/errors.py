@@ -31,3 +31,8 @@ class InputError(CounterscanError):
         where = ": ".join(str(part) for part in (path, field) if part is not None)
         text = f"{where}: {problem}" if where else problem
         super().__init__(f"{text}. {remedy}" if remedy else text)
+
+
+def line_of(error: BaseException, number: int = 0) -> str:
+    """One line of what somebody else's error says, the first by default; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[number]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from counterscan.errors import InputError
+from counterscan.errors import InputError, line_of
 
 _REMEDY = "Load them with the model's size and recipe (counterscan.data.load)"
 
@@ -70,8 +70,7 @@ def check_device(device: str, field: str = "device") -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{device!r} cannot be used ({said})", field=field, remedy="Use cpu") from None
+        raise InputError(f"{device!r} cannot be used ({line_of(error)})", field=field, remedy="Use cpu") from None
 
 
 def device_of(module: Any) -> torch.device:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from counterscan.counterpart import System
-from counterscan.errors import InputError
+from counterscan.errors import InputError, line_of
 from counterscan.files import read_json, write_json
 from counterscan.inputs import check_device
 
@@ -212,7 +212,7 @@ def _try(explainer: MedXGAN) -> None:
     except InputError:
         raise
     except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[-1]  # above it TorchScript prints its code
+        said = line_of(error, -1)  # above it TorchScript prints its code
         raise InputError(
             f"the classifier fails on {explainer.size} px images ({said})",
             field="classifier",

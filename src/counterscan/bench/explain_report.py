@@ -25,7 +25,7 @@ from counterscan.bench.explain_classifier import (
 from counterscan.bench.explain_peers import Peers, explain_peers
 from counterscan.bench.explain_stability import randomisation_test, stability_of
 from counterscan.bench.explain_tables import ExplainerEvaluation, headline
-from counterscan.bench.explaining import Extractor, Probe, Progress, evaluate_explainers, identity, on_device
+from counterscan.bench.explaining import Extractor, Probe, Progress, evaluate_explainers, identity
 from counterscan.bench.subjects import image_names, patient_names, study_batch
 from counterscan.counterpart import Counterpart, Query
 from counterscan.data.splits import spaced
@@ -130,9 +130,8 @@ def evaluate_explainer(
         InputError: images of another size, no image of the split, none that is called positive, or an oracle that is
             the explained classifier.
     """
-    if explainer.size is not None and store.size != explainer.size:
-        problem = f"images are prepared at {store.size} px, the explainer works at {explainer.size}"
-        raise InputError(problem, path=store.folder, field="size", remedy=f"Prepare them with --size {explainer.size}")
+    if explainer.size is not None:
+        store.check_size(explainer.size, "the explainer works at")
     if sample < 1:
         raise InputError(f"{sample} must be at least 1", field="sample")
     folder, rows, notes = Path(folder), np.flatnonzero(store.split == split), list[str]()
@@ -277,7 +276,7 @@ def _cases(
     """The way of each case as a strip, ours and some rivals' maps beside."""
     finding, own, chosen = found.evaluation.finding, found.evaluation.own, picks.grouped()
     at = rows[[number for _, number in chosen]]
-    batch = on_device(study_batch(store, at, patient_names(store, at)), device_of(peers.classifier))
+    batch = study_batch(store, at, patient_names(store, at)).to(device_of(peers.classifier))
     shown = [own, *(name for name in RIVALS if name in peers.systems)]
     answers = {name: list(map(_on_cpu, peers.systems[name].counterparts(batch, Query(finding)))) for name in shown}
     truth = store.masks(at, finding if store.mask_findings else None)

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from counterscan.bench.explaining import Probe, Systems, on_device, seeds_of, stray_share
+from counterscan.bench.explaining import Probe, Systems, seeds_of, stray_share
 from counterscan.bench.subjects import image_names, patient_names, rows_of, study_batch
 from counterscan.counterpart import Query, StudyBatch, System
 from counterscan.data.store import PreparedStore
@@ -50,7 +50,7 @@ def stability_of(
         maps: list[Tensor] = []
 
         def attribute(images: Tensor) -> Tensor:
-            answers = system.counterparts(on_device(replace(batch, images=images), device), Query(finding))
+            answers = system.counterparts(replace(batch, images=images).to(device), Query(finding))
             maps.append(torch.stack([a.evidence.detach().float().cpu() for a in answers]))
             return maps[-1]
 
@@ -109,7 +109,7 @@ def randomisation_test(
     forgotten = {name: stability.randomised(classifier, seed=seed, depth=depth) for name, depth in depths.items()}
 
     def measure(before: System, after: Mapping[str, System], batch: StudyBatch) -> dict[str, Tensor]:
-        there, figures = on_device(batch, device), dict[str, Tensor]()
+        there, figures = batch.to(device), dict[str, Tensor]()
         maps = signed_maps(before, there, finding)
         for depth, system in after.items():
             others = signed_maps(system, there, finding)

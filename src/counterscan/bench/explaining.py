@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -293,7 +293,7 @@ class _Recorder:
     def counterparts(self, batch: StudyBatch, query: Query) -> list[Counterpart]:
         """See ``counterscan.counterpart.System``."""
         device, done = self.trial.seen.device, sum(map(len, self.healed))
-        there, start = on_device(batch, device), time.perf_counter()
+        there, start = batch.to(device), time.perf_counter()
         answers = self.system.counterparts(there, query)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -330,12 +330,6 @@ def stray_share(maps: Tensor, valid: Tensor | None) -> Tensor:
     pixels = maps.flatten(1) if valid is None else valid.flatten(1)
     area = pixels.shape[1] if valid is None else pixels.sum(1)
     return faithfulness.stray_pixels(maps, valid=valid) / area
-
-
-def on_device(batch: StudyBatch, device: torch.device | str) -> StudyBatch:
-    """The batch with images and valid pixels where a system computes."""
-    valid = None if batch.valid is None else batch.valid.to(device)
-    return replace(batch, images=batch.images.to(device), valid=valid)
 
 
 def _only(chosen: Tensor, values: Tensor) -> Tensor:

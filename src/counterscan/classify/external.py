@@ -22,7 +22,7 @@ from counterscan.care import evaluating
 from counterscan.classify.adapter import AdaptedClassifier, AdapterConfig
 from counterscan.classify.train import load_classifier
 from counterscan.data.findings import canonical_name
-from counterscan.errors import InputError
+from counterscan.errors import InputError, line_of
 from counterscan.files import sha256_file
 from counterscan.inputs import check_device
 from counterscan.nets.cnn import Classifier
@@ -135,7 +135,7 @@ def _read(path: Path, device: str) -> Any:
                 return torch.export.load(handle)
     except Exception as error:
         raise InputError(
-            f"cannot be loaded ({_first_line(error)})",
+            f"cannot be loaded ({line_of(error)})",
             path=path,
             remedy=f"Save it again with the installed PyTorch {torch.__version__}, on the CPU",
         ) from error
@@ -249,12 +249,8 @@ def _callables(module: Any) -> str:
     return ", ".join(own) or "no function"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_first_line(error)}"
+    return f"{type(error).__name__}: {line_of(error)}"
 
 
 def check_classifier(adapted: AdaptedClassifier, images: Tensor) -> None:
@@ -289,7 +285,7 @@ def check_classifier(adapted: AdaptedClassifier, images: Tensor) -> None:
         try:
             alone = _judged(adapted, probe[:1])
         except Exception as error:
-            _fail(f"takes {len(probe)} images but not one ({_first_line(error)})", f"{_BATCH_NORM}, or set batch")
+            _fail(f"takes {len(probe)} images but not one ({line_of(error)})", f"{_BATCH_NORM}, or set batch")
     if not bool(margins.isfinite().all()):
         _fail("returns NaN or infinite values", "Compare pixel_range, mean, std and its weights with its training")
     gradient = _gradient(adapted, images)
@@ -335,7 +331,7 @@ def _gradient(adapted: AdaptedClassifier, images: Tensor) -> Tensor:
             total = (margins * torch.linspace(1, 2, margins.shape[1], device=x.device)).sum()
             (gradient,) = torch.autograd.grad(total, x, allow_unused=True) if total.requires_grad else (None,)
         except RuntimeError as error:
-            _fail(f"cannot be differentiated ({_first_line(error)})", remedy)
+            _fail(f"cannot be differentiated ({line_of(error)})", remedy)
     if gradient is None:
         _fail("lets no gradient reach the image", remedy)
     return gradient
@@ -375,7 +371,7 @@ def _diagnosis(adapted: AdaptedClassifier, images: Tensor, error: Exception) -> 
     """Why the classifier fails on an image: found by trying other channels and the usual sizes."""
     config, inputs = adapted.config, adapted.prepare(images)
     count, side = (config.batch or (1, 1))[0], tuple(inputs.shape[-2:])
-    problem = f"the classifier fails on images {(count, *inputs.shape[1:])}: {_first_line(error)}"
+    problem = f"the classifier fails on images {(count, *inputs.shape[1:])}: {line_of(error)}"
     other = 4 - config.channels
     for channels, size in [(other, side), *((c, (s, s)) for s in _USUAL_SIDES for c in (config.channels, other))]:
         settings = {}

@@ -156,7 +156,6 @@ class GanSample:
     """Where to compute: cpu or cuda."""
 
     def run(self) -> None:
-
         from counterscan.cli.tables import say
         from counterscan.png import png
         from counterscan.tbsmgan import StyleGAN

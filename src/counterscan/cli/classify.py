@@ -116,7 +116,6 @@ class Evaluate:
     """Where to compute: cpu or cuda."""
 
     def run(self) -> None:
-
         from counterscan.classify import evaluate_classifier, load_classifier
         from counterscan.cli.tables import say
         from counterscan.data.intensity import IntensityRecipe

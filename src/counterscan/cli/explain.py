@@ -95,13 +95,8 @@ def _check(classifier: nn.Module, store: PreparedStore, device: str) -> None:
     from counterscan.data.splits import spaced
 
     trained_at = getattr(classifier, "trained_on", {}).get("size")
-    if trained_at is not None and trained_at != store.size:
-        raise InputError(
-            f"images are prepared at {store.size} px, and the classifier was trained at {trained_at}",
-            path=store.folder,
-            field="size",
-            remedy=f"Prepare them again with --size {trained_at}",
-        )
+    if trained_at is not None:
+        store.check_size(trained_at, "and the classifier was trained at")
     rows = np.flatnonzero(store.split == "val")
     if len(rows):  # without any, training says what is missing
         few = store.images(spaced(rows, 4)).to(device)
@@ -171,7 +166,7 @@ def _adapter_flags() -> tuple[str, Any, Any]:
 
 
 def _given(adapter: Any) -> dict[str, Any]:
-    """Those that were."""
+    """Those flags that were given, by name."""
     return {f.name: getattr(adapter, f.name) for f in fields(adapter) if getattr(adapter, f.name) is not None}
 
 
@@ -184,7 +179,6 @@ def _run_command() -> type:
 
 
 def _run(self: Any) -> int:
-
     from counterscan.classify import AdaptedClassifier
     from counterscan.cli.inputs import answer
     from counterscan.report.strips import write_explanation
@@ -230,16 +224,10 @@ def _set(explainer: MedXGAN, steps: int | None, frames: int | None) -> None:
 
 def _asked(explainer: MedXGAN, names: tuple[str, ...], direction: str) -> tuple[str, ...]:
     """The findings to explain, checked before the first image is read."""
-    from counterscan.data.findings import canonical_name
+    from counterscan.cli.inputs import named
 
-    findings = tuple(map(canonical_name, names)) or explainer.findings
+    findings = named(names, explainer.findings, "classifier")
     for finding in findings:
-        if finding not in explainer.findings:
-            raise InputError(
-                f"the classifier does not know {finding!r}",
-                field="--finding",
-                remedy=f"It knows {', '.join(explainer.findings)}",
-            )
         if direction == "add" and not len(explainer.donors.get(finding, ())):
             raise InputError(
                 f"the model holds no example of {finding!r} to bring in", field="--direction", remedy="Train it anew"

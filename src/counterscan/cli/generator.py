@@ -298,7 +298,6 @@ class GanExport:
     """Where to compute."""
 
     def run(self) -> None:
-
         from counterscan.cli.augment import asked_for
         from counterscan.cli.tables import say
         from counterscan.tbsmgan import StyleGAN

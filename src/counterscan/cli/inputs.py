@@ -59,6 +59,27 @@ class Items:
         yield from chain(first, walk)
 
 
+def named(names: Sequence[str], known: tuple[str, ...], whose: str) -> tuple[str, ...]:
+    """Canonical names of the findings that a command line names, all that are known where it names none.
+
+    Args:
+        names, known: findings.
+        whose: what knows them, "model" or "classifier".
+
+    Raises:
+        InputError: one is not known.
+    """
+    from counterscan.data.findings import canonical_name
+
+    findings = tuple(map(canonical_name, names)) or known
+    for finding in findings:
+        if finding not in known:
+            raise InputError(
+                f"the {whose} does not know {finding!r}", field="--finding", remedy=f"It knows {', '.join(known)}"
+            )
+    return findings
+
+
 def answer(
     system: FileSystem,
     inputs: Sequence[Path],

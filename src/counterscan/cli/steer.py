@@ -70,7 +70,6 @@ class Edit:
     """Where to compute."""
 
     def run(self) -> None:
-
         from counterscan.classify import load_classifier
         from counterscan.cli.tables import say
         from counterscan.data.load import load

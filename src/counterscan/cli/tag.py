@@ -10,7 +10,6 @@ import tyro
 
 from counterscan.cli.machine import use
 from counterscan.cli.main import Lazy
-from counterscan.errors import InputError
 
 if TYPE_CHECKING:
     from counterscan.taggan import TagGAN
@@ -75,8 +74,7 @@ class Run:
     """Where to compute: cpu or cuda."""
 
     def run(self) -> int:
-
-        from counterscan.cli.inputs import answer
+        from counterscan.cli.inputs import answer, named
         from counterscan.taggan import TagGAN
 
         use(self.threads, self.device)
@@ -89,7 +87,7 @@ class Run:
             tagger,
             self.inputs,
             self.out,
-            _asked(self.finding, tagger.findings),
+            named(self.finding, tagger.findings, "model"),
             doing="tagging",
             each_frame=self.each_frame,
             batch_size=self.batch_size,
@@ -105,19 +103,6 @@ class Run:
                 batch, query, uncertainty=self.uncertainty, hide_and_seek_share=self.hide_and_seek
             ),
         )
-
-
-def _asked(names: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
-    """The findings to map, checked before the first image is read."""
-    from counterscan.data.findings import canonical_name
-
-    findings = tuple(map(canonical_name, names)) or known
-    for finding in findings:
-        if finding not in known:
-            raise InputError(
-                f"the model does not know {finding!r}", field="--finding", remedy=f"It knows {', '.join(known)}"
-            )
-    return findings
 
 
 def _one_view(tagger: TagGAN) -> Any:
@@ -165,13 +150,8 @@ class Evaluate:
         tagger = TagGAN.from_pretrained(self.model, self.device)
         size = tagger.size if is_table(self.source) else None
         store = open_or_prepare(self.source, self.out / "store", size, recipe=tagger.recipe)
-        if store.size != tagger.size:
-            raise InputError(
-                f"images are prepared at {store.size} px, and the model was trained at {tagger.size}",
-                path=store.folder,
-                field="size",
-                remedy=f"Prepare them with --size {tagger.size}, or name the study table",
-            )
+        if tagger.size is not None:
+            store.check_size(tagger.size, "and the model was trained at")
         judge = load_classifier(self.judge, self.device) if self.judge is not None else None
         run = self.model if (self.model / "metrics.jsonl").is_file() else None
         report = evaluate_tagger(

@@ -280,6 +280,24 @@ class PreparedStore:
             valid[own] = bits.reshape(-1, self.size, self.size).astype(bool)
         return torch.from_numpy(valid).unsqueeze(1)
 
+    def check_size(self, size: int, whose: str) -> None:
+        """Refuse images of another size than a model's.
+
+        Args:
+            size: in pixels.
+            whose: such as "the generator makes".
+
+        Raises:
+            InputError: they are.
+        """
+        if self.size != size:
+            raise InputError(
+                f"images are prepared at {self.size} px, {whose} {size}",
+                path=self.folder,
+                field="size",
+                remedy=f"Prepare them with --size {size}",
+            )
+
     @property
     def division(self) -> str:
         """Digest of the rows' patients, splits and labels: what a training depends on beside ``content``."""

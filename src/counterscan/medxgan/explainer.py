@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import counterscan
 from counterscan.care import Care, evaluating, tidy
 from counterscan.counterpart import CounterfactualPath, Counterpart, Direction, Provenance, Query, StudyBatch
-from counterscan.errors import InputError
+from counterscan.errors import InputError, line_of
 from counterscan.familiarity import Familiarity, unlike
 from counterscan.inputs import checked_images, findings_of
 from counterscan.medxgan.attribution import LEAST_RISE, path_integrated_gradients, straight_path
@@ -270,8 +270,8 @@ class MedXGAN:
         return Way(again, before, reconstructed, path, logits, figures)
 
     def _answers(self, batch: StudyBatch, query: Query) -> list[Counterpart]:
-        x, column = batch.images.to(self.device), self._column(query.finding)
-        valid = None if batch.valid is None else batch.valid.to(x.device)
+        batch, column = batch.to(self.device), self._column(query.finding)
+        x, valid = batch.images, batch.valid
         way = self.way(x, query, valid)
         path, logits, counterpart = way.path, way.logits, way.path[-1]
         outputs = logits.sigmoid()
@@ -387,6 +387,5 @@ class MedXGAN:
         except InputError:
             raise
         except Exception as error:  # whatever somebody else's program may raise, one image must not end a batch
-            said = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            raise InputError(f"the classifier fails on it ({said})", field="classifier") from error
+            raise InputError(f"the classifier fails on it ({line_of(error, -1)})", field="classifier") from error
         return logits.float()

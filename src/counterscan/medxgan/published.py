@@ -305,8 +305,8 @@ class PublishedMedXGAN:
             return [answer for each in parts for answer in self._answers(each, query)]
 
     def _answers(self, batch: StudyBatch, query: Query) -> list[Counterpart]:
-        removing, x = query.direction == "remove", batch.images.to(self.device).clone()
-        valid = None if batch.valid is None else batch.valid.to(self.device)
+        batch = batch.to(self.device)
+        removing, x, valid = query.direction == "remove", batch.images.clone(), batch.valid
         z1, z2 = self.invert(x)
         end = torch.zeros_like(z2) if removing else self._drawn(z1, z2, query.strength)
         path = self.path(z1, z2, end, query.strength)

@@ -238,12 +238,10 @@ class Validation:
                 rows = spaced(np.flatnonzero(self.called[:, column] == value), _VALIDATED)
                 if not len(rows):
                     continue
-                batch = self.store.batch(rows)
-                x = batch.images.to(explainer.device)
-                valid = None if batch.valid is None else batch.valid.to(x.device)
-                way = explainer.way(x, Query(finding), valid)
+                batch = self.store.batch(rows).to(explainer.device)
+                way = explainer.way(batch.images, Query(finding), batch.valid)
                 figures[name].append((way.path[0] - way.path[-1]).abs().flatten(1).mean(dim=1))
-                figures["psnr"].append(psnr(x, way.again, valid))
+                figures["psnr"].append(psnr(batch.images, way.again, batch.valid))
                 if value:
                     figures["flip"].append(convinced(way.logits[-1, :, column].sigmoid(), "remove").float())
         for p, wanted in zip(networks.parameters(), trainable, strict=True):
@@ -257,10 +255,10 @@ def _limits(explainer: MedXGAN, val: PreparedStore, trust: float) -> dict[str, L
     rows = spaced(np.arange(len(val)), _VALIDATED + 32)
     reached, gaps = [], []
     for start in range(0, len(rows), 32):
-        batch = val.batch(rows[start : start + 32])
-        x = batch.images.to(explainer.device)
+        batch = val.batch(rows[start : start + 32]).to(explainer.device)
+        x = batch.images
         _, again = explainer.invert(x, RefineConfig(steps=0))
-        reached.append(psnr(x.cpu(), again.cpu(), batch.valid))
+        reached.append(psnr(x, again, batch.valid).cpu())
         with torch.no_grad(), evaluating(explainer.classifier):
             seen, repeated = (explainer.classifier(images).float() for images in (x, again))
         gaps.append((seen - repeated).abs().cpu())

@@ -174,8 +174,8 @@ class TagGAN:
         column = self._column(query.finding)
         if not len(batch):
             return []
-        x = checked_images(batch.images).to(self.device)
-        valid = None if batch.valid is None else batch.valid.to(x.device)
+        batch = dataclasses.replace(batch, images=checked_images(batch.images)).to(self.device)
+        x, valid = batch.images, batch.valid
         m, spread = self.maps(x, query.finding)
         m = m * valid if valid is not None else m
         healed = (x - query.strength * m).clamp(-1, 1)

@@ -189,13 +189,7 @@ def train_encoder(
             generator learned from.
     """
     config, folder = config or EncoderConfig(), Path(folder)
-    if store.size != gan.size:
-        raise InputError(
-            f"images are prepared at {store.size} px, the generator makes {gan.size}",
-            path=store.folder,
-            field="size",
-            remedy=f"Prepare them with --size {gan.size}",
-        )
+    store.check_size(gan.size, "the generator makes")
     learn, val = store.parts("train", "val")
     if gan.patients.hashes:
         gan.refuse_patients(val.patients.tolist())
